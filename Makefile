@@ -1,0 +1,67 @@
+# The one entry. Each verb is a line that anyone may type by hand.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+ARGS ?=
+SEEDS ?= 200
+FIRST_SEED ?= 1
+
+.PHONY: help demo test check format sim mutants model warm nightly clean
+.DEFAULT_GOAL := help
+
+help: ## what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+demo: .venv/warm ## a fleet of ten real agents learns over MQTT; ARGS="--devices 20 --rounds 40 --seed 7"
+	@$(BIN)/firmware-sim demo $(ARGS)
+
+test: .venv/dev .venv/warm ## every test
+	$(BIN)/pytest -n 2 -m "not real" tests $(ARGS)
+	$(BIN)/pytest -m real tests $(ARGS)
+
+check: .venv/dev ## style, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/dev ## mend what can be mended by machine
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+sim: .venv/sim ## a simulated storm over the fleet; SEEDS=200 FIRST_SEED=1
+	@$(BIN)/firmware-sim sim --seeds $(SEEDS) --first-seed $(FIRST_SEED) $(ARGS)
+
+mutants: .venv/dev ## plant known bugs, one by one; each must be found
+	$(BIN)/python -m tests.mutants $(ARGS)
+
+model: ## build the shipped models anew, in an environment of their own (TensorFlow, about 1.5 GB)
+	$(PYTHON) firmware_sim/models/build.py $(ARGS)
+
+warm: .venv/warm ## compile the kernels now rather than at first use
+
+nightly: .venv/dev .venv/warm ## what takes longer than a test may
+	$(BIN)/firmware-sim sim --seeds 5000 --first-seed 100000
+	$(BIN)/python -m tests.mutants
+
+clean: ## forget the environment and every cache in this folder
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "No python3 found. Install Python 3.11 or newer: apt-get install python3 python3-venv"; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "Could not make .venv with $(PYTHON). On Debian: apt-get install python3-venv"; exit 1; }
+	@$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
+
+.venv/sim: pyproject.toml | .venv/bin/python
+	@echo "Installing (once, about a minute) ..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[sim]'
+	@touch $@
+
+.venv/dev: pyproject.toml | .venv/bin/python
+	@echo "Installing the tools for tests and checks (once) ..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ .venv/sim
+
+.venv/warm: .venv/sim $(wildcard engine/kernels/*.py)
+	@$(BIN)/edge-agent warm
+	@touch $@

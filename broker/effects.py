@@ -1,0 +1,188 @@
+"""The words between the coordinator's machine and its shell: events go in, effects come out.
+
+The shell (`broker.service` beside a real MQTT server, `firmware_sim` in the simulator) performs effects strictly
+in the order of the list: what is receipted was stored before.
+"""
+
+from typing import Literal, TypeAlias
+
+from msgspec import Struct
+
+from wire.messages import File, Manifest, Plan
+
+
+class RoundRow(Struct, frozen=True):
+    """One round as the store keeps it."""
+
+    round_id: int
+    plan: Plan
+    status: Literal["waiting", "open", "closed"]
+    updates_min: int  # a round never closes with fewer
+    cohort_max: int  # 0: everyone present and eligible
+    lasts_ms: int
+    base_version: int = 0  # set when it opens
+    model_version: int = 0  # set when it closes
+
+
+class UpdateRow(Struct, frozen=True):
+    """One accepted update as the store keeps it; (device_id, round_id) is unique."""
+
+    device_id: str
+    round_id: int
+    base_version: int
+    weight: int  # examples, capped by the plan
+    digest: bytes  # of the sealed bytes, as the receipt names it
+    held_out_correct: int
+    held_out_count: int
+    payload: bytes
+
+
+class Pending(Struct, frozen=True):
+    """A stored update that no round has counted yet."""
+
+    device_id: str
+    round_id: int
+    base_version: int
+    weight: int
+
+
+class Last(Struct, frozen=True):
+    """The newest stored update of a device: all that is needed to tell a duplicate."""
+
+    round_id: int
+    digest: bytes
+
+
+class Snapshot(Struct, frozen=True):
+    """What the coordinator must know of the store when it starts."""
+
+    epoch: int
+    fleet: dict[str, str]  # device_id → public key text
+    rounds: tuple[RoundRow, ...]  # the waiting, the open one, and the newest closed ones
+    last: dict[str, Last]
+    pending: tuple[Pending, ...]
+    manifest: Manifest | None
+
+
+# Events
+
+
+class Connected(Struct, frozen=True):
+    """The MQTT session stands and every subscription is granted."""
+
+
+class Disconnected(Struct, frozen=True):
+    """The link is gone."""
+
+
+class Received(Struct, frozen=True):
+    """Bytes arrived on a topic. Hostile until their signature is checked."""
+
+    topic: str
+    payload: bytes
+
+
+class FleetRead(Struct, frozen=True):
+    """The operator changed who is enrolled."""
+
+    fleet: dict[str, str]
+
+
+class RoundsRead(Struct, frozen=True):
+    """The operator asked for these rounds; they wait in the store."""
+
+    waiting: tuple[RoundRow, ...]
+
+
+class Aggregated(Struct, frozen=True):
+    """The answer to Aggregate: the next parameters and how good they are."""
+
+    round_id: int
+    params: bytes  # the file's content, as `engine` writes it
+    accuracy: float | None  # on the coordinator's own held-out set, where it has one
+    loss: float | None
+
+
+class AggregateFailed(Struct, frozen=True):
+    """The answer to Aggregate when no parameters came of it."""
+
+    round_id: int
+    reason: str
+
+
+class Tick(Struct, frozen=True):
+    """The time named by `wake_at_ms` may have come."""
+
+
+Event: TypeAlias = Connected | Disconnected | Received | FleetRead | RoundsRead | Aggregated | AggregateFailed | Tick
+
+# Effects
+
+
+class Publish(Struct, frozen=True):
+    """Hand the bytes to the link. They may be lost; who needs them asks again."""
+
+    topic: str
+    payload: bytes
+    retain: bool = False
+
+
+class SendChunk(Struct, frozen=True):
+    """Read one chunk of a stored file, seal it for this topic, publish it."""
+
+    topic: str
+    file: File
+    index: int
+
+
+class StoreEpoch(Struct, frozen=True):
+    """Remember the epoch before anyone hears of it."""
+
+    epoch: int
+
+
+class StoreSeen(Struct, frozen=True):
+    """What a device said of itself, for `broker fleet list`."""
+
+    device_id: str
+    present: bool
+    software: str = ""
+    num_examples: int = 0
+    model_version: int = 0
+    work: str = ""
+    reason: str = ""
+
+
+class StoreUpdate(Struct, frozen=True):
+    """Keep an accepted update. Returns only when it is on disk."""
+
+    row: UpdateRow
+
+
+class StoreRound(Struct, frozen=True):
+    """Keep a round's new status."""
+
+    row: RoundRow
+
+
+class Aggregate(Struct, frozen=True):
+    """Turn these stored updates into the next parameters; answer with Aggregated or AggregateFailed."""
+
+    round_id: int
+    plan: Plan
+    manifest: Manifest  # of the version that they change
+    members: tuple[Pending, ...]  # with their final weights, in the order of (device_id, round_id)
+
+
+class CommitRound(Struct, frozen=True):
+    """One transaction: the new version and its file, these updates counted in it, the round closed."""
+
+    row: RoundRow
+    manifest: Manifest
+    params: bytes
+    members: tuple[Pending, ...]
+    accuracy: float | None
+    loss: float | None
+
+
+Effect: TypeAlias = Publish | SendChunk | StoreEpoch | StoreSeen | StoreUpdate | StoreRound | Aggregate | CommitRound

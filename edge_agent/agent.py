@@ -1,0 +1,434 @@
+"""The agent as a pure state machine: events in, effects out. No clock, no socket, no disk, no chance of its own.
+
+Two machines side by side; neither knows the other's state:
+
+    link:  DOWN ──Connected──▶ UP ──Disconnected──▶ DOWN
+
+    work:  IDLE ──offer, plan, manifest──▶ FETCHING ──files ready──▶ TRAINING ──Trained──▶ SENDING ──receipt──▶ IDLE
+                                                       └─budget says no─▶ WAITING
+
+Work goes on while the link is down; only sending waits for it. SENDING is not a memory of ours but a fact on
+flash: the outbox is not empty. Rules that keep finished work:
+
+1. The update is on flash before it is published, in the same write that says its round is done.
+2. It is resent, byte for byte the same, until a receipt names its digest. Nothing else empties the outbox.
+3. While the outbox is full no other round is trained: one device, one update at a time, in the order of rounds.
+4. The residual that an update leaves becomes the true one only when that update is accepted.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edge_agent import budget
+from edge_agent.download import Download
+from edge_agent.effects import (
+    Booted,
+    Connected,
+    Disconnected,
+    Durable,
+    Effect,
+    Event,
+    FileState,
+    Forget,
+    Job,
+    Persist,
+    Publish,
+    Reading,
+    Received,
+    SetLabel,
+    StartTraining,
+    StopTraining,
+    Tick,
+    Trained,
+    TrainingFailed,
+)
+from wire import envelope, topics
+from wire.limits import REASON_CHARS_MAX, RESEND_MS_MAX, RESEND_MS_MIN, UPDATE_PAYLOAD_BYTES_MAX
+from wire.messages import (
+    Birth,
+    Chunk,
+    Death,
+    Label,
+    Manifest,
+    Message,
+    Offer,
+    Plan,
+    Receipt,
+    State,
+    Telemetry,
+    Update,
+    encode,
+)
+
+if TYPE_CHECKING:
+    from random import Random
+
+TRAIN_ATTEMPTS_MAX = 3
+RETRY_MS = 10_000
+BUDGET_CHECK_MS = 60_000
+
+
+class Work(enum.Enum):
+    """What the device is doing about learning."""
+
+    IDLE = "idle"
+    WAITING = "waiting"
+    FETCHING = "fetching"
+    TRAINING = "training"
+    SENDING = "sending"
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Who this device is, and how it signs and whom it believes."""
+
+    fleet: str
+    device_id: str
+    sign: envelope.Sign
+    verify_coordinator: envelope.Verify
+    software: str = "edge-agent"
+
+
+class Agent:
+    """One device's decisions. `handle` is the only door; `wake_at_ms` the only timer."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        durable: Durable,
+        limits: budget.Limits,
+        jitter: Random,
+        *,
+        telemetry_ms: int = 300_000,
+    ) -> None:
+        self.durable = durable
+        self.reason = ""  # why it does not do more, for status and telemetry
+        self.refused_count: dict[str, int] = {}  # what arrived and was not believed, by reason
+        self._id = identity
+        self._limits = limits
+        self._jitter = jitter
+        self._telemetry_ms = telemetry_ms
+        self._connection: int | None = None  # None: the link is down
+        self._epoch = 0
+        self._reading = Reading()
+        self._plans: dict[bytes, Plan] = {}  # at most the newest retained one
+        self._manifest: Manifest | None = None
+        self._offer: Offer | None = None
+        self._offer_ends_ms = 0
+        self._download: Download | None = None
+        self._training: Job | None = None
+        self._training_ends_ms = 0
+        self._attempts: tuple[int, int] = (0, 0)  # (round_id, how often it failed)
+        self._resend_ms = RESEND_MS_MIN
+        self._resend_at_ms: int | None = None
+        self._retry_at_ms: int | None = None
+        self._telemetry_at_ms = 0
+        self._sequence = 0
+        self._birth_digest = b""
+
+    @property
+    def work(self) -> Work:
+        """What the device is doing about learning, for status and telemetry."""
+        if self._training is not None:
+            return Work.TRAINING
+        if self.durable.outbox:
+            return Work.SENDING
+        if self._offer is None:
+            return Work.IDLE
+        if self._download is not None and not self._download.complete:
+            return Work.FETCHING
+        return Work.WAITING
+
+    @property
+    def wake_at_ms(self) -> int | None:
+        """The earliest time at which a Tick would change something."""
+        times = [self._retry_at_ms]
+        if self._training is not None:
+            times.append(self._training_ends_ms)
+        if self._connection is not None:
+            times += [self._resend_at_ms, self._telemetry_at_ms]
+            times.append(self._download.wake_at_ms if self._download else None)
+        return min((time for time in times if time is not None), default=None)
+
+    def last_will(self, connection: int) -> tuple[str, bytes]:
+        """Topic and payload of the death that the MQTT server publishes if this connection breaks."""
+        topic = topics.up(self._id.fleet, self._id.device_id, "death")
+        return topic, envelope.seal(Death(self.durable.boot, connection), topic, self._id.sign)
+
+    def handle(self, event: Event, now_ms: int) -> list[Effect]:
+        """Decide what follows from `event`. Effects are to be performed in order."""
+        match event:
+            case Booted():
+                self._telemetry_at_ms = now_ms + self._telemetry_ms
+                return [*self._keep(boot=self.durable.boot + 1), self._forget()]
+            case Connected(connection=connection):
+                self._connection = connection
+                self._resend_ms = RESEND_MS_MIN
+                return [self._birth(), *self._send(now_ms), *self._fetch(now_ms)]
+            case Disconnected():
+                self._connection, self._resend_at_ms = None, None
+                if self._download is not None:
+                    self._download.ask_afresh()
+                return []
+            case Received(topic=topic, payload=payload):
+                return self._on_received(topic, payload, now_ms)
+            case FileState():
+                return self._on_file_state(event, now_ms)
+            case Trained():
+                return self._on_trained(event, now_ms)
+            case TrainingFailed():
+                return self._on_training_failed(event.round_id, event.reason, now_ms)
+            case Reading():
+                self._reading = event
+                return self._advance(now_ms)
+            case Tick():
+                return self._on_tick(now_ms)
+
+    # What arrives
+
+    def _on_received(self, topic: str, payload: bytes, now_ms: int) -> list[Effect]:
+        try:
+            address = topics.parse(topic)
+            message = envelope.unseal(payload, topic, self._id.verify_coordinator)
+        except (topics.TopicError, envelope.EnvelopeError) as error:
+            why = getattr(error, "reason", "topic")
+            self.refused_count[why] = self.refused_count.get(why, 0) + 1
+            return []
+        if address.fleet != self._id.fleet or address.device_id not in (self._id.device_id, topics.ALL):
+            return []
+        return self._on_message(message, now_ms)
+
+    def _on_message(self, message: Message, now_ms: int) -> list[Effect]:
+        match message:
+            case State():
+                return self._on_state(message, now_ms)
+            case Plan():
+                self._plans = {hashlib.sha256(encode(message)).digest(): message}
+                return self._advance(now_ms)
+            case Manifest():
+                return self._on_manifest(message, now_ms)
+            case Offer():
+                return self._on_offer(message, now_ms)
+            case Receipt():
+                return self._on_receipt(message, now_ms)
+            case Chunk() if self._download is not None:
+                effects = self._download.on_chunk(message)
+                return [*effects, *self._fetch(now_ms)]
+            case Label():
+                return [SetLabel(message.window, message.label)]
+            case _:
+                return []
+
+    def _on_state(self, state: State, now_ms: int) -> list[Effect]:
+        if state.epoch == self._epoch or not state.online or self._connection is None:
+            return []
+        # Another run of the coordinator, or the same one behind a new session: it may have missed us.
+        self._epoch = state.epoch
+        self._resend_ms = RESEND_MS_MIN
+        if self._download is not None:
+            self._download.ask_afresh()
+        return [self._birth(), *self._send(now_ms), *self._fetch(now_ms)]
+
+    def _on_manifest(self, manifest: Manifest, now_ms: int) -> list[Effect]:
+        if manifest.model_version < self.durable.model_version:
+            return []  # a replay: versions only grow
+        self._manifest = manifest
+        return self._advance(now_ms)
+
+    def _on_offer(self, offer: Offer, now_ms: int) -> list[Effect]:
+        if offer.round_id <= self.durable.last_round_id:
+            return self._send(now_ms)  # finished before; what it left is in the outbox, or was receipted
+        if self._offer is not None and offer.round_id < self._offer.round_id:
+            return []
+        self._offer, self._offer_ends_ms = offer, now_ms + offer.lasts_ms
+        return self._advance(now_ms)
+
+    def _on_receipt(self, receipt: Receipt, now_ms: int) -> list[Effect]:
+        if receipt.verdict == "unknown" and receipt.digest in (self._outbox_digest, self._birth_digest):
+            self.reason = f"the coordinator does not know this device: {receipt.reason}"
+            self._resend_ms = RESEND_MS_MAX
+            self._resend_at_ms = now_ms + RESEND_MS_MAX if self.durable.outbox else None
+            return []
+        if not self.durable.outbox or receipt.digest != self._outbox_digest or receipt.verdict == "unknown":
+            return []
+        counted = receipt.verdict in ("accepted", "duplicate")
+        if not counted:
+            self.reason = f"round {receipt.round_id} {receipt.verdict}: {receipt.reason}"
+        self._resend_at_ms, self._resend_ms = None, RESEND_MS_MIN
+        residual = self.durable.outbox_round_id if counted else self.durable.residual_round_id
+        effects = self._keep(outbox=b"", outbox_round_id=0, residual_round_id=residual)
+        return [*effects, self._forget(), *self._advance(now_ms)]
+
+    # Work
+
+    def _advance(self, now_ms: int) -> list[Effect]:
+        """Take the next step towards the offered round, if there is one to take."""
+        if self._training is not None or self.durable.outbox or self._offer is None:
+            return []
+        if now_ms >= self._offer_ends_ms or self._offer.round_id <= self.durable.last_round_id:
+            self._offer, self._retry_at_ms = None, None
+            return []
+        plan = self._plans.get(self._offer.plan_digest)
+        manifest = self._manifest
+        if plan is None or manifest is None or manifest.model_version != self._offer.base_version:
+            self.reason = "waiting for the plan and the manifest of the offered round"
+            return []
+        reason = budget.refusal(self._limits, plan, self._reading)
+        if reason is not None:
+            self.reason, self._retry_at_ms = reason, now_ms + BUDGET_CHECK_MS
+            return []
+        if self._download is None or self._download.manifest != manifest:
+            self._download = Download(manifest)
+            return self._download.start()
+        if not self._download.complete:
+            return self._fetch(now_ms)
+        return self._train(self._offer, plan, manifest, now_ms)
+
+    def _train(self, offer: Offer, plan: Plan, manifest: Manifest, now_ms: int) -> list[Effect]:
+        if self._retry_at_ms is not None and now_ms < self._retry_at_ms and self._attempts[0] == offer.round_id:
+            return []
+        self._retry_at_ms, self.reason = None, ""
+        self._training_ends_ms = now_ms + plan.trainer_ms_max
+        self._training = Job(
+            self._id.device_id,
+            offer.round_id,
+            offer.base_version,
+            plan,
+            manifest.files,
+            self.durable.residual_round_id,
+        )
+        return [StartTraining(self._training)]
+
+    def _on_file_state(self, state: FileState, now_ms: int) -> list[Effect]:
+        if self._download is None:
+            return []
+        return [*self._download.on_file_state(state), *self._fetch(now_ms), *self._advance_if_fetched(now_ms)]
+
+    def _advance_if_fetched(self, now_ms: int) -> list[Effect]:
+        return self._advance(now_ms) if self._download is not None and self._download.complete else []
+
+    def _on_trained(self, trained: Trained, now_ms: int) -> list[Effect]:
+        job = self._training
+        if job is None or job.round_id != trained.round_id:
+            return []  # a child that was told to stop, and finished all the same
+        if len(trained.payload) > UPDATE_PAYLOAD_BYTES_MAX:
+            return self._on_training_failed(job.round_id, "its update is larger than a message may be", now_ms)
+        self._training = None
+        update = Update(
+            round_id=job.round_id,
+            base_version=job.base_version,
+            num_examples=trained.num_examples,
+            held_out_correct=trained.held_out_correct,
+            held_out_count=trained.held_out_count,
+            payload=trained.payload,
+        )
+        topic = topics.up(self._id.fleet, self._id.device_id, "update")
+        sealed = envelope.seal(update, topic, self._id.sign)
+        # Persist before sending: after a power cut we resend, we never train the round twice.
+        kept = self._keep(
+            last_round_id=job.round_id,
+            outbox=sealed,
+            outbox_round_id=job.round_id,
+            model_version=max(self.durable.model_version, job.base_version),
+        )
+        return [*kept, *self._send(now_ms)]
+
+    def _on_training_failed(self, round_id: int, reason: str, now_ms: int) -> list[Effect]:
+        if self._training is None or self._training.round_id != round_id:
+            return []
+        self._training = None
+        self.reason = f"training failed: {reason}"[:REASON_CHARS_MAX]
+        before = self._attempts[1] if self._attempts[0] == round_id else 0
+        self._attempts = (round_id, before + 1)
+        if before + 1 >= TRAIN_ATTEMPTS_MAX:
+            # What failed three times fails a fourth: leave the round to the others.
+            self._offer = None
+            return [*self._keep(last_round_id=round_id), *self._telemetry(now_ms)]
+        self._retry_at_ms = now_ms + RETRY_MS
+        return self._telemetry(now_ms)
+
+    # Time
+
+    def _on_tick(self, now_ms: int) -> list[Effect]:
+        effects: list[Effect] = []
+        if self._training is not None and now_ms >= self._training_ends_ms:
+            job = self._training
+            effects.append(StopTraining("deadline"))
+            effects += self._on_training_failed(job.round_id, "it took longer than the plan allows", now_ms)
+        if self._resend_at_ms is not None and now_ms >= self._resend_at_ms:
+            effects += self._send(now_ms)
+        if self._connection is not None and now_ms >= self._telemetry_at_ms:
+            effects += self._telemetry(now_ms)
+        if self._retry_at_ms is not None and now_ms >= self._retry_at_ms:
+            self._retry_at_ms = None
+            effects += self._advance(now_ms)
+        return [*effects, *self._fetch(now_ms)]
+
+    # What is said
+
+    def _send(self, now_ms: int) -> list[Effect]:
+        """Publish the outbox now and set the time of the next try; nothing while the link is down."""
+        if not self.durable.outbox or self._connection is None:
+            return []
+        # Full jitter, from half to one and a half: devices that lost the same server must not come back as one.
+        self._resend_at_ms = now_ms + self._resend_ms // 2 + self._jitter.randrange(self._resend_ms)
+        self._resend_ms = min(self._resend_ms * 2, RESEND_MS_MAX)
+        return [Publish(topics.up(self._id.fleet, self._id.device_id, "update"), self.durable.outbox)]
+
+    def _fetch(self, now_ms: int) -> list[Effect]:
+        if self._connection is None or self._download is None or self._download.complete:
+            return []
+        return [self._say("want", want) for want in self._download.wants(now_ms)]
+
+    def _birth(self) -> Effect:
+        birth = Birth(
+            boot=self.durable.boot,
+            connection=self._connection or 0,
+            epoch=self._epoch,
+            model_version=self.durable.model_version,
+            num_examples=self._reading.num_examples,
+            software=self._id.software,
+        )
+        effect = self._say("birth", birth)
+        self._birth_digest = hashlib.sha256(effect.payload).digest()
+        return effect
+
+    def _telemetry(self, now_ms: int) -> list[Effect]:
+        self._telemetry_at_ms = now_ms + self._telemetry_ms
+        if self._connection is None:
+            return []
+        self._sequence += 1
+        telemetry = Telemetry(
+            boot=self.durable.boot,
+            sequence=self._sequence,
+            work=self.work.value,
+            reason=self.reason[:REASON_CHARS_MAX],
+            bytes_up=self._reading.bytes_up,
+            bytes_down=self._reading.bytes_down,
+            temperature_c=self._reading.temperature_c,
+            battery_rate=self._reading.battery_rate,
+        )
+        return [self._say("telemetry", telemetry)]
+
+    def _say(self, kind: str, message: Message) -> Publish:
+        topic = topics.up(self._id.fleet, self._id.device_id, kind)
+        return Publish(topic, envelope.seal(message, topic, self._id.sign))
+
+    # What is kept
+
+    @property
+    def _outbox_digest(self) -> bytes:
+        return hashlib.sha256(self.durable.outbox).digest() if self.durable.outbox else b""
+
+    def _keep(self, **changes: object) -> list[Effect]:
+        self.durable = msgspec.structs.replace(self.durable, **changes)
+        return [Persist(self.durable)]
+
+    def _forget(self) -> Effect:
+        files = frozenset(file.digest for file in self._manifest.files) if self._manifest else None
+        residuals = {self.durable.residual_round_id, self.durable.outbox_round_id} - {0}
+        return Forget(files, frozenset(residuals))

@@ -1,0 +1,167 @@
+"""The words between the agent's machine and its shell: events go in, effects come out.
+
+The shell (`edge_agent.service` on a device, `firmware_sim.device` in the simulator) performs effects strictly in
+the order of the list. That order is the durability argument: whatever must be on flash stands before whatever
+speaks of it.
+"""
+
+from typing import TypeAlias
+
+from msgspec import Struct
+
+from wire.messages import File, Plan
+
+
+class Durable(Struct, frozen=True):
+    """All that must survive a power cut; written whole, by one atomic write."""
+
+    boot: int = 0
+    last_round_id: int = 0  # the newest round that this device has finished, or given up
+    outbox: bytes = b""  # the sealed update not yet receipted; resent byte by byte the same
+    outbox_round_id: int = 0
+    residual_round_id: int = 0  # which residual file on flash is the true one; 0: none
+    model_version: int = 0  # the newest version ever believed; an older manifest is a replay
+
+
+class Job(Struct, frozen=True):
+    """What the training child is asked to do."""
+
+    device_id: str
+    round_id: int
+    base_version: int
+    plan: Plan
+    files: tuple[File, ...]
+    residual_round_id: int
+
+
+# Events
+
+
+class Booted(Struct, frozen=True):
+    """Power is on and `Durable` was read. Always the first event."""
+
+
+class Connected(Struct, frozen=True):
+    """The MQTT session stands and every subscription is granted."""
+
+    connection: int  # counts the connections of this boot, from 1
+
+
+class Disconnected(Struct, frozen=True):
+    """The link is gone."""
+
+
+class Received(Struct, frozen=True):
+    """Bytes arrived on a topic. Hostile until their signature is checked."""
+
+    topic: str
+    payload: bytes
+
+
+class FileState(Struct, frozen=True):
+    """What flash holds of the file with this digest: the answer to OpenFile and to SealFile."""
+
+    digest: bytes
+    ready: bool  # whole, and its SHA-256 is right
+    have: frozenset[int]  # indexes of the chunks whose SHA-256 is right
+
+
+class Trained(Struct, frozen=True):
+    """The training child is done, and the residual it owes next is on flash under the round's number."""
+
+    round_id: int
+    payload: bytes
+    num_examples: int
+    held_out_correct: int
+    held_out_count: int
+
+
+class TrainingFailed(Struct, frozen=True):
+    """The training child ended without a result."""
+
+    round_id: int
+    reason: str
+
+
+class Reading(Struct, frozen=True):
+    """What the host says of itself. None is unknown, which is never fine where a limit is set."""
+
+    temperature_c: float | None = None
+    battery_rate: float | None = None
+    on_mains: bool | None = None
+    num_examples: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+class Tick(Struct, frozen=True):
+    """The time named by `wake_at_ms` may have come."""
+
+
+Event: TypeAlias = Booted | Connected | Disconnected | Received | FileState | Trained | TrainingFailed | Reading | Tick
+
+# Effects
+
+
+class Persist(Struct, frozen=True):
+    """Write the durable state. Returns only when it is on flash."""
+
+    durable: Durable
+
+
+class Publish(Struct, frozen=True):
+    """Hand the bytes to the link. They may be lost; who needs an answer asks again."""
+
+    topic: str
+    payload: bytes
+
+
+class OpenFile(Struct, frozen=True):
+    """Look what flash holds of this file, and answer with FileState."""
+
+    file: File
+
+
+class WriteChunk(Struct, frozen=True):
+    """Keep one verified chunk."""
+
+    file: File
+    index: int
+    data: bytes
+
+
+class SealFile(Struct, frozen=True):
+    """All chunks are there: sync, check the whole digest, make it a model file, answer with FileState."""
+
+    file: File
+
+
+class StartTraining(Struct, frozen=True):
+    """Start the training child. It answers with Trained or TrainingFailed."""
+
+    job: Job
+
+
+class StopTraining(Struct, frozen=True):
+    """Kill the training child. No answer is owed."""
+
+    reason: str
+
+
+class SetLabel(Struct, frozen=True):
+    """Give the stored window its label."""
+
+    window: int
+    label: int
+
+
+class Forget(Struct, frozen=True):
+    """Delete model files and residuals that no longer matter. Not urgent, safe to repeat."""
+
+    keep_files: frozenset[bytes] | None  # None: no manifest is known yet, keep them all
+    keep_residuals: frozenset[int]
+
+
+Effect: TypeAlias = (
+    Persist | Publish | OpenFile | WriteChunk | SealFile | StartTraining | StopTraining | SetLabel | Forget
+)

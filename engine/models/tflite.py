@@ -1,0 +1,308 @@
+"""Reads a `.tflite` file, and cuts its frozen part off: a bounds-checked reader of the slice of the format we need.
+
+A `.tflite` file is a flatbuffer. Tables point to each other with byte offsets: a table begins with the distance to
+its *vtable*, which says where each field lies (0: the field has its default); strings, vectors and tables inside are
+reached over a further offset. Such a file comes from elsewhere, so every offset and every length is checked before it
+is followed, and each reading pays from a budget: tables that overlap, so that a small file costs a long reading, are
+refused. Whatever the bytes, `read` returns a graph or raises `ModelError`.
+
+Field numbers are those of TensorFlow's `lite/schema/schema.fbs`, version 3.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engine.models.graph import ABSENT, Graph, ModelError, Operator, Tensor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+IDENTIFIER = b"TFL3"
+FILE_BYTES_MAX = 64 << 20
+DIMENSIONS_MAX = 8
+NAME_BYTES_MAX = 4096
+
+DTYPES = {
+    0: "float32", 1: "float16", 2: "int32", 3: "uint8", 4: "int64", 6: "bool", 7: "int16", 9: "int8", 10: "float64",
+    12: "uint64", 15: "uint32", 16: "uint16",
+}  # fmt: skip
+KINDS = {
+    0: "ADD", 1: "AVERAGE_POOL_2D", 2: "CONCATENATION", 3: "CONV_2D", 4: "DEPTHWISE_CONV_2D", 5: "DEPTH_TO_SPACE",
+    6: "DEQUANTIZE", 9: "FULLY_CONNECTED", 11: "L2_NORMALIZATION", 12: "L2_POOL_2D", 14: "LOGISTIC", 16: "LSTM",
+    17: "MAX_POOL_2D", 18: "MUL", 19: "RELU", 20: "RELU_N1_TO_1", 21: "RELU6", 22: "RESHAPE", 23: "RESIZE_BILINEAR",
+    24: "RNN", 25: "SOFTMAX", 26: "SPACE_TO_DEPTH", 27: "SVDF", 28: "TANH", 32: "CUSTOM", 34: "PAD", 36: "GATHER",
+    37: "BATCH_TO_SPACE_ND", 38: "SPACE_TO_BATCH_ND", 39: "TRANSPOSE", 40: "MEAN", 41: "SUB", 42: "DIV", 43: "SQUEEZE",
+    45: "STRIDED_SLICE", 49: "SPLIT", 50: "LOG_SOFTMAX", 53: "CAST", 54: "PRELU", 55: "MAXIMUM", 57: "MINIMUM",
+    60: "PADV2", 67: "TRANSPOSE_CONV", 70: "EXPAND_DIMS", 74: "SUM", 75: "SQRT", 76: "RSQRT", 77: "SHAPE",
+    82: "REDUCE_MAX", 83: "PACK", 98: "LEAKY_RELU", 99: "SQUARED_DIFFERENCE", 114: "QUANTIZE", 117: "HARD_SWISH", 150: "GELU",
+}  # fmt: skip
+ACTIVATIONS = ("NONE", "RELU", "RELU_N1_TO_1", "RELU6", "TANH", "SIGN_BIT")
+# Per kind of operator: where the fused activation stands in its options, and the numbers: (name, field, struct
+# letter, value when the field is absent).
+ACTIVATION_FIELD = {
+    "ADD": 0, "SUB": 0, "MUL": 0, "DIV": 0, "CONCATENATION": 1, "CONV_2D": 3, "DEPTHWISE_CONV_2D": 4,
+    "FULLY_CONNECTED": 0, "AVERAGE_POOL_2D": 5, "MAX_POOL_2D": 5, "L2_POOL_2D": 5, "L2_NORMALIZATION": 0,
+}  # fmt: skip
+_POOL = (("padding", 0, "b", 0), ("stride_width", 1, "i", 0), ("stride_height", 2, "i", 0),
+         ("filter_width", 3, "i", 0), ("filter_height", 4, "i", 0))  # fmt: skip
+OPTION_FIELDS: dict[str, tuple[tuple[str, int, str, int | float], ...]] = {
+    "CONV_2D": (("padding", 0, "b", 0), ("stride_width", 1, "i", 0), ("stride_height", 2, "i", 0),
+                ("dilation_width", 4, "i", 1), ("dilation_height", 5, "i", 1)),
+    "DEPTHWISE_CONV_2D": (("padding", 0, "b", 0), ("stride_width", 1, "i", 0), ("stride_height", 2, "i", 0),
+                          ("multiplier", 3, "i", 0), ("dilation_width", 5, "i", 1), ("dilation_height", 6, "i", 1)),
+    "FULLY_CONNECTED": (("weights_format", 1, "b", 0), ("keep_dimensions", 2, "B", 0)),
+    "AVERAGE_POOL_2D": _POOL, "MAX_POOL_2D": _POOL,
+    "CONCATENATION": (("axis", 0, "i", 0),),
+    "SOFTMAX": (("beta", 0, "f", 0.0),),
+    "MEAN": (("keep_dimensions", 0, "B", 0),),
+}  # fmt: skip
+
+
+def read(data: bytes) -> Graph:
+    """Read the first subgraph of a `.tflite` file.
+
+    Constants are read-only views into `data`. Weights kept outside the flatbuffer, in a sparse layout or in a type
+    the engine does not know are left as `data=None`. Raises ModelError for anything that is not a sound file.
+    """
+    return _read_graph(_open(data))
+
+
+def cut_prefix(data: bytes, operator_count: int, output_tensor: int) -> bytes:
+    """Return the file cut down to its first `operator_count` operators, with `output_tensor` as its only output.
+
+    Three numbers are changed in place, and the file keeps its size: the length of the operators' vector, outputs[0],
+    and the tensor a signature names as its output. Every runtime then loads the frozen part as a model of its own.
+    Raises ModelError if the file is unsound, has not exactly one output, or has no such operators or tensor.
+    """
+    root = _open(data)
+    graph = _read_graph(root)
+    if not 0 <= operator_count <= len(graph.operators):
+        raise ModelError(
+            f"cannot keep {operator_count} operators of a model with {len(graph.operators)}; cut inside the model"
+        )
+    made = {tensor for op in graph.operators[:operator_count] for tensor in op.outputs} | set(graph.inputs)
+    if output_tensor not in made:
+        raise ModelError(
+            f"tensor {output_tensor} is not made by the first {operator_count} operators; cut where it is an output"
+        )
+    if len(graph.outputs) != 1:
+        raise ModelError(f"the model has {len(graph.outputs)} outputs; export one with a single output to cut it")
+    subgraph = root.tables(2)[0]
+    patched = bytearray(data)
+    _patch(patched, subgraph.vector_at(3)[0] - 4, operator_count)
+    _patch(patched, subgraph.vector_at(2)[0], output_tensor)
+    for signature in root.tables(7):
+        if signature.number(4, "I") == 0:
+            for entry in signature.tables(1):
+                _patch(patched, entry.field_at(1, 4), output_tensor)
+    cut = read(bytes(patched))
+    if len(cut.operators) != operator_count or cut.outputs != (output_tensor,):
+        raise ModelError("the file's tables overlap, so it cannot be cut; export the model again")
+    return bytes(patched)
+
+
+@dataclass(slots=True)
+class _File:
+    """The bytes, and how many more of them this reading may touch."""
+
+    data: bytes
+    budget: int
+
+    def unpack(self, letter: str, at: int) -> Any:
+        size = struct.calcsize("<" + letter)
+        self.check(at, size)
+        return struct.unpack_from("<" + letter, self.data, at)[0]
+
+    def check(self, at: int, size: int) -> None:
+        if at < 0 or size < 0 or at + size > len(self.data):
+            raise ModelError(
+                f"the model file is damaged: it points to {size} bytes at {at}, but ends at {len(self.data)}; "
+                "fetch or export it again"
+            )
+        self.budget -= size + 1
+        if self.budget < 0:
+            raise ModelError("the model file is damaged: its tables overlap; fetch or export it again")
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """One table of the flatbuffer at byte `at`, whose vtable lies at byte `vtable`."""
+
+    file: _File
+    at: int
+    vtable: int
+    vtable_bytes: int
+
+    def field_at(self, field: int, size: int) -> int:
+        """Return the byte where a field's value stands, or 0 where it is absent (byte 0 is the root offset)."""
+        entry = 4 + 2 * field
+        if entry + 2 > self.vtable_bytes:
+            return 0
+        offset: int = self.file.unpack("H", self.vtable + entry)
+        if offset:
+            self.file.check(self.at + offset, size)
+        return self.at + offset if offset else 0
+
+    def number(self, field: int, letter: str, default: float = 0) -> Any:
+        at = self.field_at(field, struct.calcsize("<" + letter))
+        return self.file.unpack(letter, at) if at else default
+
+    def target(self, field: int) -> int:
+        at = self.field_at(field, 4)
+        return at + int(self.file.unpack("I", at)) if at else 0
+
+    def vector_at(self, field: int, item_bytes: int = 4) -> tuple[int, int]:
+        """Return (byte of the first item, number of items) of a vector field; (0, 0) where it is absent."""
+        at = self.target(field)
+        if not at:
+            return 0, 0
+        count: int = self.file.unpack("I", at)
+        self.file.check(at + 4, count * item_bytes)
+        return at + 4, count
+
+    def vector(self, field: int, dtype: str) -> NDArray[Any]:
+        first, count = self.vector_at(field, np.dtype(dtype).itemsize)
+        return np.frombuffer(self.file.data, dtype, count, first)
+
+    def integers(self, field: int) -> tuple[int, ...]:
+        return tuple(self.vector(field, "<i4").tolist())
+
+    def text(self, field: int) -> str:
+        first, count = self.vector_at(field, 1)
+        if count > NAME_BYTES_MAX:
+            raise ModelError(f"the model file has a name of {count} bytes; export it with shorter names")
+        return self.file.data[first : first + count].decode("utf-8", "replace")
+
+    def table(self, field: int) -> _Table | None:
+        at = self.target(field)
+        return _table_at(self.file, at) if at else None
+
+    def tables(self, field: int) -> list[_Table]:
+        first, count = self.vector_at(field)
+        items = range(first, first + 4 * count, 4)
+        return [_table_at(self.file, item + int(self.file.unpack("I", item))) for item in items]
+
+
+def _table_at(file: _File, at: int) -> _Table:
+    vtable = at - int(file.unpack("i", at))
+    vtable_bytes = int(file.unpack("H", vtable))
+    file.check(vtable, vtable_bytes)
+    return _Table(file, at, vtable, vtable_bytes)
+
+
+def _open(data: bytes) -> _Table:
+    if len(data) > FILE_BYTES_MAX:
+        raise ModelError(f"the model file has {len(data)} bytes; at most {FILE_BYTES_MAX} are read")
+    if data[4:8] != IDENTIFIER:
+        raise ModelError("the model file is no .tflite (bytes 4 to 8 are not 'TFL3'); give a TensorFlow Lite model")
+    # A sound file's tables lie side by side; its vtables may be shared, hence the factor.
+    file = _File(bytes(data), 16 * len(data) + 4096)
+    root = _table_at(file, int(file.unpack("I", 0)))
+    version = root.number(0, "I")
+    if version != 3:
+        raise ModelError(f"the model file has schema version {version}; version 3 is read: convert it again")
+    return root
+
+
+def _read_graph(root: _Table) -> Graph:
+    subgraphs = root.tables(2)
+    if not subgraphs:
+        raise ModelError("the model file holds no graph; export it again")
+    kinds = [_kind(code) for code in root.tables(1)]
+    buffers = [_buffer(entry) for entry in root.tables(4)]
+    tensors = tuple(_tensor(index, entry, buffers) for index, entry in enumerate(subgraphs[0].tables(0)))
+    operators = tuple(_operator(index, entry, kinds) for index, entry in enumerate(subgraphs[0].tables(3)))
+    graph = Graph(tensors, operators, subgraphs[0].integers(1), subgraphs[0].integers(2))
+    _check_indices(graph)
+    return graph
+
+
+def _kind(code: _Table) -> str:
+    # The field was one byte once; newer files put the code into field 3, and the older field then holds 127 at most.
+    number = max(int(code.number(0, "b")), int(code.number(3, "i")))
+    return KINDS.get(number, f"OP_{number}")
+
+
+def _buffer(entry: _Table) -> tuple[int, int] | None:
+    """Return (first byte, length) of a constant, or None where its bytes stand outside the flatbuffer."""
+    return None if int(entry.number(1, "Q")) > 1 else entry.vector_at(0, 1)
+
+
+def _tensor(index: int, entry: _Table, buffers: list[tuple[int, int] | None]) -> Tensor:
+    shape = entry.integers(0)
+    if len(shape) > DIMENSIONS_MAX or any(size < 0 for size in shape):
+        raise ModelError(f"tensor {index} of the model has the shape {shape[:9]}; export it with fixed sizes")
+    number = int(entry.number(1, "b"))
+    dtype = DTYPES.get(number, f"TYPE_{number}")
+    buffer = int(entry.number(2, "I"))
+    if buffer >= len(buffers):
+        raise ModelError(f"tensor {index} of the model names buffer {buffer} of {len(buffers)}; export it again")
+    span = None if number not in DTYPES or entry.target(6) else buffers[buffer]
+    data = _constant(entry.file.data, span, index, shape, dtype) if span and span[1] else None
+    scale, zero_point, axis = _quantization(index, entry.table(4), shape)
+    return Tensor(index, entry.text(3), shape, dtype, scale, zero_point, axis, data)
+
+
+def _constant(data: bytes, span: tuple[int, int], index: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    kind = np.dtype(dtype).newbyteorder("<")
+    if prod(shape) * kind.itemsize != span[1]:
+        raise ModelError(
+            f"tensor {index} of the model has {span[1]} bytes for the shape {shape} of {dtype}; export it again"
+        )
+    return np.frombuffer(data, kind, prod(shape), span[0]).reshape(shape)
+
+
+def _quantization(
+    index: int, entry: _Table | None, shape: tuple[int, ...]
+) -> tuple[NDArray[np.float32], NDArray[np.int64], int]:
+    if entry is None:
+        return np.zeros(0, np.float32), np.zeros(0, np.int64), 0
+    scale, zero_point, axis = entry.vector(2, "<f4"), entry.vector(3, "<i8"), int(entry.number(6, "i"))
+    if len(scale) > 1 and not (0 <= axis < len(shape) and shape[axis] == len(scale)):
+        raise ModelError(
+            f"tensor {index} of the model has {len(scale)} scales along axis {axis} of {shape}; export it again"
+        )
+    if len(zero_point) not in {len(scale), 0}:
+        raise ModelError(f"tensor {index} has {len(scale)} scales and {len(zero_point)} zero-points; export it again")
+    if not bool((np.isfinite(scale) & (scale >= 0)).all()):
+        raise ModelError(f"tensor {index} of the model has a scale that is no positive number; export it again")
+    return scale, zero_point, axis
+
+
+def _operator(index: int, entry: _Table, kinds: list[str]) -> Operator:
+    code = int(entry.number(0, "I"))
+    if code >= len(kinds):
+        raise ModelError(f"operator {index} of the model names code {code} of {len(kinds)}; export it again")
+    kind, options = kinds[code], entry.table(4)
+    activation, numbers = 0, {name: default for name, _, _, default in OPTION_FIELDS.get(kind, ())}
+    if options is not None and kind in ACTIVATION_FIELD:
+        activation = int(options.number(ACTIVATION_FIELD[kind], "b"))
+    if not 0 <= activation < len(ACTIVATIONS):
+        raise ModelError(f"operator {index} ({kind}) has the unknown activation {activation}; export it again")
+    if options is not None:
+        numbers = {
+            name: options.number(at, letter, default) for name, at, letter, default in OPTION_FIELDS.get(kind, ())
+        }
+    return Operator(index, kind, entry.integers(1), entry.integers(2), ACTIVATIONS[activation], numbers)
+
+
+def _check_indices(graph: Graph) -> None:
+    count = len(graph.tensors)
+    named = [(f"operator {op.index} ({op.kind})", op.inputs, ABSENT) for op in graph.operators]
+    named += [(f"operator {op.index} ({op.kind})", op.outputs, 0) for op in graph.operators]
+    named += [("the model's input list", graph.inputs, 0), ("the model's output list", graph.outputs, 0)]
+    for where, indices, lowest in named:
+        if any(not lowest <= index < count for index in indices):
+            raise ModelError(f"{where} names a tensor outside the {count} of the model; export it again")
+
+
+def _patch(data: bytearray, at: int, value: int) -> None:
+    if at <= 0 or at + 4 > len(data):
+        raise ModelError("the model file has no place to write the cut into; export it again")
+    struct.pack_into("<i", data, at, value)

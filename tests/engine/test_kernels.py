@@ -1,0 +1,351 @@
+"""Every kernel against its slow twin, to the bit where the order of additions is promised."""
+
+import ast
+import inspect
+import math
+import subprocess
+import sys
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from engine.kernels import dense, gaps, loss, optimize, quantize, reduce, shuffle, sparsify, warm
+from tests import naive
+
+ROOT = Path(__file__).parents[2]
+KERNELS = [kernel for kernel, _ in warm.calls()]
+fast = settings(deadline=None, max_examples=40)
+floats = st.floats(-100, 100, width=32)
+sizes = st.integers(1, 11)
+
+
+def array(shape, elements=floats):
+    return hnp.arrays(np.float32, shape, elements=elements)
+
+
+def same_bits(one, other):
+    one, other = np.asarray(one, np.float32), np.asarray(other, np.float32)
+    # adding zero makes one of the two zeros, whose sign no sum depends on
+    return np.array_equal((one + 0).view(np.uint32), (other + 0).view(np.uint32))
+
+
+@fast
+@given(st.data(), sizes, sizes, sizes, st.booleans())
+def test_a_dense_layer_equals_its_twin_to_the_bit(data, batch, inputs, outputs, relu):
+    x = data.draw(array((batch, inputs)))
+    w = data.draw(array((inputs, outputs)))
+    bias = data.draw(array(outputs))
+    dy = data.draw(array((batch, outputs)))
+    y = np.empty((batch, outputs), np.float32)
+    dense.dense_forward(x, w, bias, relu, y)
+    assert same_bits(y, naive.dense_forward(x, w, bias, relu))
+
+    gated, grad_w, grad_bias = dy.copy(), np.empty_like(w), np.empty_like(bias)
+    dense.dense_backward(x, y, relu, gated, grad_w, grad_bias)
+    for got, want in zip((gated, grad_w, grad_bias), naive.dense_backward(x, y, relu, dy), strict=True):
+        assert same_bits(got, want)
+
+    dx, wt = np.empty_like(x), np.ascontiguousarray(w.T)
+    dense.dense_backward_inputs(wt, gated, dx)
+    assert same_bits(dx, naive.dense_backward_inputs(wt, gated))
+
+
+def test_relu_does_not_hide_a_nan():
+    y = np.zeros((1, 1), np.float32)
+    dense.dense_forward(
+        np.full((1, 1), np.nan, np.float32), np.ones((1, 1), np.float32), np.zeros(1, np.float32), True, y
+    )
+    assert math.isnan(y[0, 0])
+
+
+def test_exp_is_within_its_stated_error_and_ends_where_float32_does():
+    points = [*np.linspace(-87, 0, 4001), -87.0, -1e-300, -0.0, 0.0, -math.log(2) / 2, -math.log(2) * 1.5]
+    errors = [abs(Decimal(loss.exp_negative(x)) / naive.exp_negative(x) - 1) for x in points]
+    assert max(errors) < Decimal("4e-16")
+    assert loss.exp_negative(0.0) == 1.0
+    assert loss.exp_negative(-87.001) == 0.0
+    assert loss.exp_negative(-1e308) == 0.0
+
+
+def test_log_is_within_its_stated_error():
+    points = [*np.linspace(1, 20, 2001), 1.0, 1.0 + 2**-52, math.sqrt(2), math.sqrt(2) + 1e-15, 1e6, 2.0]
+    for x in points:
+        want = naive.log_above_one(x)
+        assert abs(Decimal(loss.log_above_one(x)) - want) <= Decimal("4e-16") * (1 + want)
+
+
+@fast
+@given(st.data(), sizes, sizes)
+def test_softmax_and_its_gradient_equal_their_twins(data, batch, classes):
+    logits = data.draw(array((batch, classes)))
+    labels = data.draw(hnp.arrays(np.int32, batch, elements=st.integers(0, classes - 1)))
+    p, dz = np.empty((batch, classes)), np.empty((batch, classes), np.float32)
+    total = loss.softmax_forward(logits, labels, p)
+    want_total, want_p = naive.softmax_forward(logits, labels)
+    assert total == pytest.approx(want_total, rel=1e-13, abs=1e-13)
+    np.testing.assert_allclose(p, want_p, rtol=1e-14, atol=1e-37)
+    loss.softmax_backward(p, labels, dz)
+    assert same_bits(dz, naive.softmax_backward(p, labels))
+    answers = np.empty(batch, np.int32)
+    loss.largest_logit(logits, answers)
+    assert answers.tolist() == naive.largest_logit(logits)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_logit_that_is_no_number_gives_a_loss_that_is_none(bad):
+    logits = np.array([[0, bad, 1]], np.float32)
+    assert math.isnan(loss.softmax_forward(logits, np.zeros(1, np.int32), np.empty((1, 3))))
+
+
+@fast
+@given(st.data(), st.integers(1, 40), st.floats(0, 2, width=32), st.floats(0, 1, width=32))
+def test_a_step_of_descent_equals_its_twin_to_the_bit(data, size, rate, momentum):
+    p, v, g = (data.draw(array(size)) for _ in range(3))
+    want_p, want_v = naive.sgd_step(p, v, g, np.float32(rate), np.float32(momentum))
+    optimize.sgd_step(p, v, g, np.float32(rate), np.float32(momentum))
+    assert same_bits(p, want_p)
+    assert same_bits(v, want_v)
+
+
+@fast
+@given(st.data(), st.integers(0, 40), st.floats(2.0**-10, 2.0**10))
+def test_the_clip_equals_its_twin_to_the_bit_and_keeps_its_promise(data, size, clip_norm):
+    vector = data.draw(array(size))
+    want, want_norm = naive.clip_to_norm(vector, clip_norm)
+    assert optimize.clip_to_norm(vector, clip_norm) == want_norm
+    assert same_bits(vector, want)
+    assert math.sqrt(optimize.squared_norm(vector)) <= clip_norm * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_number_that_is_none_is_found_anywhere(bad):
+    for place in range(5):
+        vector = np.full(5, np.finfo(np.float32).max, np.float32)
+        assert optimize.all_finite(vector)
+        vector[place] = bad
+        assert not optimize.all_finite(vector)
+        assert not naive.all_finite(vector)
+
+
+@fast
+@given(st.integers(0, 2**64 - 1), st.integers(0, 50), st.integers(0, 60))
+def test_the_shuffle_equals_its_twin(seed, first, count):
+    assert shuffle.splitmix64(np.uint64(seed), np.uint64(first)) == naive.splitmix64(seed, first)
+    order = np.arange(count)
+    shuffle.shuffle(order, np.uint64(seed), np.uint64(first))
+    assert order.tolist() == naive.shuffle(range(count), seed, first)
+
+
+def test_the_generator_gives_its_published_numbers():
+    draws = [int(shuffle.splitmix64(np.uint64(1234567), np.uint64(n))) for n in range(3)]
+    assert draws == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+
+
+def choose(vector, k):
+    indices = np.empty(k, np.uint32)
+    count = sparsify.choose_largest(vector.view(np.uint32), k, np.empty(2048, np.int64), indices)
+    return indices[:count].tolist()
+
+
+few = st.sampled_from([float(np.float32(x)) for x in (0.0, -0.0, 1, -1, 2, 1.0000001, -3e-45, 1e-38, 3e38)])
+
+
+@fast
+@given(st.data(), st.integers(0, 70), st.one_of(st.just(few), st.just(st.floats(width=32, allow_nan=False))))
+def test_the_largest_are_chosen_exactly_and_ties_go_to_the_lowest_index(data, size, elements):
+    vector = data.draw(array(size, elements))
+    for k in {0, min(1, size), size // 2, size}:
+        assert choose(vector, k) == naive.choose_largest(vector, k)
+
+
+@fast
+@given(st.data(), st.integers(1, 40))
+def test_folding_in_and_taking_out_equal_their_twins_to_the_bit(data, size):
+    delta, residual = data.draw(array(size)), data.draw(array(size))
+    total, owed = np.empty(size, np.float32), np.empty(size, np.float32)
+    sparsify.fold_in(delta, residual, total)
+    assert same_bits(total, naive.fold_in(delta, residual))
+    indices = np.array(naive.choose_largest(total, size // 2), np.uint32)
+    values = np.empty(len(indices), np.float32)
+    sparsify.pick(total, indices, values)
+    assert values.tolist() == naive.pick(total, indices)
+    sent = values * np.float32(0.75)
+    sparsify.take_out(total, indices, sent, owed)
+    assert same_bits(owed, naive.take_out(total, indices.tolist(), sent))
+
+
+nonzero = st.floats(2.0**-100, 100, width=32).flatmap(lambda x: st.sampled_from([x, -x]))
+
+
+@fast
+@given(st.data(), st.integers(1, 30), st.integers(1, 8))
+def test_values_are_quantised_like_their_twin(data, count, value_bits):
+    values = data.draw(array(count, nonzero))
+    scale = np.float32(quantize.value_scale(values, value_bits))
+    assert scale == naive.value_scale(values, value_bits)
+    codes, back = np.empty(count, np.uint8), np.empty(count, np.float32)
+    quantize.quantize(values, value_bits, scale, codes)
+    assert codes.tolist() == naive.quantize(values, value_bits, scale)
+    quantize.dequantize(codes, value_bits, scale, back)
+    assert same_bits(back, naive.dequantize(codes.tolist(), value_bits, scale))
+    assert (np.sign(back) == np.sign(values)).all()
+
+
+def test_eight_bits_of_square_root_stay_within_their_grid():
+    values = np.linspace(0.02, 1, 500).astype(np.float32)
+    codes, back = np.empty(500, np.uint8), np.empty(500, np.float32)
+    quantize.quantize(values, 8, np.float32(1), codes)
+    quantize.dequantize(codes, 8, np.float32(1), back)
+    # half a step of the square root is 1/256: the value moves by at most 2 sqrt(v)/256 and a little
+    assert (np.abs(back - values) <= np.sqrt(values) / 128 + 2**-15).all()
+
+
+@fast
+@given(st.data(), st.integers(1, 8), st.integers(0, 30), st.binary(max_size=3))
+def test_codes_are_packed_and_unpacked_like_their_twin(data, width, count, rest):
+    codes = data.draw(hnp.arrays(np.uint8, count, elements=st.integers(0, 2**width - 1)))
+    buffer = np.zeros((count * width + 7) // 8, np.uint8)
+    quantize.pack_codes(codes, width, buffer)
+    assert buffer.tobytes() == naive.pack_codes(codes.tolist(), width)
+    longer = np.frombuffer(bytearray(buffer.tobytes() + rest), np.uint8)
+    back = np.empty(count, np.uint8)
+    clean = quantize.unpack_codes(longer, width, back)
+    assert (back.tolist(), clean) == naive.unpack_codes(longer.tobytes(), width, count)
+
+
+index_sets = st.integers(1, 3000).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1), max_size=40)))
+
+
+@fast
+@given(index_sets, st.integers(0, 12))
+def test_gaps_are_coded_like_their_twin(drawn, parameter):
+    size, chosen = drawn
+    indices = np.array(sorted(chosen), np.uint32)
+    bits = gaps.rice_bits(indices, parameter)
+    assert bits == naive.rice_bits(indices.tolist(), parameter)
+    assert gaps.best_parameter(indices) == naive.best_parameter(indices.tolist())
+    buffer = np.zeros((bits + 7) // 8, np.uint8)
+    gaps.rice_encode(indices, parameter, buffer)
+    assert buffer.tobytes() == naive.rice_encode(indices.tolist(), parameter)
+    back = np.empty(len(indices), np.uint32)
+    assert gaps.rice_decode(buffer, parameter, size, back) == bits
+    assert (back.tolist(), bits) == naive.rice_decode(buffer.tobytes(), parameter, len(indices))
+    if chosen:
+        assert gaps.rice_decode(buffer, parameter, max(chosen), back) == gaps.OUT_OF_RANGE
+        short = np.zeros(0, np.uint8)
+        assert gaps.rice_decode(short, parameter, size, back) == gaps.ENDS_EARLY
+
+
+@fast
+@given(st.data(), st.integers(1, 30), st.integers(1, 4096))
+def test_updates_are_added_like_their_twin(data, size, weight):
+    chosen = sorted(data.draw(st.sets(st.integers(0, size - 1))))
+    values = data.draw(array(len(chosen), st.floats(-64, 64, width=32)))
+    total = data.draw(hnp.arrays(np.int64, size, elements=st.integers(-(2**61), 2**61)))
+    want = naive.scatter_add(total, chosen, values, weight)
+    assert reduce.within_limit(values)
+    assert naive.within_limit(values)
+    reduce.scatter_add(total, np.array(chosen, np.uint32), values, weight)
+    assert total.tolist() == want
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, np.nextafter(np.float32(64), np.float32(65)), -65])
+def test_a_value_out_of_bounds_is_seen_before_it_becomes_an_integer(bad):
+    values = np.array([64, -64, bad], np.float32)
+    assert not reduce.within_limit(values)
+    assert not naive.within_limit(values)
+    assert reduce.within_limit(values[:2])
+
+
+def test_every_kernel_is_in_the_warm_list_and_has_a_twin():
+    modules = [dense, gaps, loss, optimize, quantize, reduce, shuffle, sparsify]
+    files = {path.stem for path in (ROOT / "engine/kernels").glob("*.py")}
+    assert files == {module.__name__.rsplit(".", 1)[1] for module in modules} | {"__init__", "_jit", "warm"}
+    written = {
+        name
+        for module in modules
+        for name, thing in inspect.getmembers(module)
+        if hasattr(thing, "py_func") and thing.py_func.__module__ == module.__name__
+    }
+    assert written == {kernel.__name__ for kernel in KERNELS}
+    assert [name for name in written if not hasattr(naive, name)] == []
+
+
+FORBIDDEN = """
+    dot vdot inner matmul tensordot einsum sum nansum mean average var std median prod cumsum norm linalg exp exp2
+    expm1 log log2 log10 log1p pow power float_power sin cos tan tanh logaddexp cbrt hypot fsum ldexp erf gamma
+    random convolve correlate trapz trace fma sumprod
+"""
+FORBIDDEN_NAMES = set(FORBIDDEN.split())
+
+
+def law_breakers(source):
+    """Give what a source file uses of the operations whose bits differ between processors."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Attribute(attr=name) if name in FORBIDDEN_NAMES:
+                found.append(name)
+            case ast.Name(id=name) if name in FORBIDDEN_NAMES:
+                found.append(name)
+            case ast.ImportFrom(names=names):
+                found += [alias.name for alias in names if alias.name in FORBIDDEN_NAMES]
+            case ast.BinOp(op=ast.MatMult()) | ast.AugAssign(op=ast.MatMult()):
+                found.append("@")
+            case ast.BinOp(op=ast.Pow(), right=right) if not isinstance(right, ast.Constant | ast.Name):
+                found.append("**")
+            case ast.keyword(arg="fastmath", value=value) if not (
+                isinstance(value, ast.Constant) and value.value is False
+            ):
+                found.append("fastmath")
+            case ast.keyword(arg="parallel"):
+                found.append("parallel")
+            case _:
+                pass
+    return found
+
+
+LAWFUL = [
+    *sorted((ROOT / "engine/kernels").glob("*.py")),
+    *sorted((ROOT / "engine/codec").glob("*.py")),
+    ROOT / "engine/train.py",
+    ROOT / "engine/ring.py",
+]
+
+
+@pytest.mark.parametrize("path", LAWFUL, ids=lambda path: path.name)
+def test_nothing_between_sample_and_sum_uses_an_operation_whose_bits_vary(path):
+    assert law_breakers(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "np.dot(a, b)",
+        "a @ b",
+        "x.sum()",
+        "np.mean(x)",
+        "np.exp(x)",
+        "math.exp(x)",
+        "np.linalg.norm(x)",
+        "njit(fastmath=True)",
+        "from math import exp",
+        "np.einsum('i,i', a, b)",
+        "sum(x)",
+        "x ** (y + 1)",
+    ],
+)
+def test_the_search_for_such_operations_finds_them(line):
+    assert law_breakers(line) != []
+
+
+def test_without_numba_the_reader_is_told_what_to_install():
+    code = "import sys; sys.modules['numba'] = None\nimport engine.kernels._jit"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "ImportError: training needs Numba: pip install hedgerow[jit]" in done.stderr

@@ -1,0 +1,90 @@
+"""What waits to be sent: a bounded queue between any thread that publishes and the one thread of the link.
+
+It is open only while the link is up. A socket pair wakes the link's thread, which sleeps in a selector.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import socket
+import threading
+from typing import NamedTuple
+
+
+class Outgoing(NamedTuple):
+    """One publish that waits."""
+
+    topic: str
+    payload: bytes
+    retain: bool
+
+
+class Waiting:
+    """Bounded by a count of messages and by bytes of payload; over either bound the newest is dropped and counted."""
+
+    def __init__(self, count_max: int, bytes_max: int) -> None:
+        self.dropped = 0
+        self._count_max = count_max
+        self._bytes_max = bytes_max
+        self._lock = threading.Lock()  # never held while anything but this class runs
+        self._queue: collections.deque[Outgoing] = collections.deque()
+        self._bytes = 0
+        self._is_open = False
+        self.wake_socket, self._wake_out = socket.socketpair()
+        self.wake_socket.setblocking(False)
+        self._wake_out.setblocking(False)
+
+    def put(self, outgoing: Outgoing) -> None:
+        """Append, or drop and count when closed or full."""
+        size = len(outgoing.payload)
+        with self._lock:
+            is_full = len(self._queue) >= self._count_max or self._bytes + size > self._bytes_max
+            if is_full or not self._is_open:
+                self.dropped += 1
+                return
+            self._queue.append(outgoing)
+            self._bytes += size
+        self.wake()
+
+    def take(self) -> Outgoing | None:
+        """The oldest, or None."""
+        with self._lock:
+            if not self._queue:
+                return None
+            outgoing = self._queue.popleft()
+            self._bytes -= len(outgoing.payload)
+            return outgoing
+
+    def is_empty(self) -> bool:
+        """Whether nothing waits."""
+        return not self._queue
+
+    def open(self) -> None:
+        """Take publishes from now on."""
+        with self._lock:
+            self._is_open = True
+
+    def close(self) -> None:
+        """Forget everything, counted as dropped, and take nothing more."""
+        with self._lock:
+            self._is_open = False
+            self.dropped += len(self._queue)
+            self._queue.clear()
+            self._bytes = 0
+
+    def wake(self) -> None:
+        """Make `wake_socket` readable. Takes no lock."""
+        with contextlib.suppress(OSError):  # full: it will wake anyway; closed: nobody is left to wake
+            self._wake_out.send(b"w")
+
+    def drain_wake(self) -> None:
+        """Read what `wake` wrote."""
+        with contextlib.suppress(BlockingIOError):
+            while self.wake_socket.recv(4096):
+                pass
+
+    def release(self) -> None:
+        """Close the socket pair, at the very end."""
+        self.wake_socket.close()
+        self._wake_out.close()
