@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import re
 import selectors
 import socket
 import threading
@@ -34,13 +33,15 @@ from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from wire import limits
+from wire.server_url import Server, parse_url, tls_context
 from wire.waiting import Outgoing, Waiting
 
 if TYPE_CHECKING:
     import random
-    import ssl
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+__all__ = ["Arrived", "Link", "LinkDown", "LinkEvent", "LinkUp", "Server", "parse_url", "pause_ms"]
 
 FILTERS_MAX: Final = 8  # what AWS IoT takes in one SUBSCRIBE
 QUEUE_COUNT_MAX: Final = 1024
@@ -53,7 +54,7 @@ REFUSED_PAUSE_MS_MIN: Final = 60_000  # wrong credentials do not mend themselves
 FLUSH_S: Final = 2.0
 _TICK_S: Final = 5.0
 _READS_MAX: Final = 64  # messages read before anything is written again
-_FAILURE: Final = 0x80  # reason codes from here on are failures (MQTT 5 numbering; paho translates those of 3.1.1)
+_FAILURE: Final = 0x80  # unspecified; all reason codes from here on are failures (MQTT 5; paho translates 3.1.1's)
 _REFUSED: Final = frozenset({0x84, 0x85, 0x86, 0x87})  # protocol version, client id, password, not authorised
 
 
@@ -81,26 +82,6 @@ class Arrived:
 LinkEvent: TypeAlias = LinkUp | LinkDown | Arrived
 
 
-class Server(NamedTuple):
-    """Where an MQTT server listens."""
-
-    host: str
-    port: int
-    tls: bool
-
-
-_URL: Final = re.compile(r"(mqtts?)://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?/?")
-
-
-def parse_url(url: str) -> Server:
-    """Take `mqtt://host[:1883]` or `mqtts://host[:8883]` apart; raise ValueError for any other text."""
-    match = _URL.fullmatch(url)
-    port = int(match[3] or {"mqtt": 1883, "mqtts": 8883}[match[1]]) if match else 0
-    if match is None or not 1 <= port <= 65_535:
-        raise ValueError(f"{url!r} is no MQTT server: write mqtt://host:1883, or mqtts://host:8883 with TLS")
-    return Server(match[2].strip("[]"), port, match[1] == "mqtts")
-
-
 def pause_ms(jitter: random.Random, failures: int, *, refused: bool) -> int:
     """Full jitter: anything from 0 to a ceiling that doubles with each failure. Refusals wait a minute or more."""
     if refused:
@@ -112,7 +93,8 @@ class Link:
     """One connection to one MQTT server, for ever: see the module.
 
     `url`: as `parse_url` takes it. `filters`: 1 to 8, all at QoS 1. `will`: called in the link's thread before each
-    attempt to connect, for the (topic, payload) that the server publishes should it end without our goodbye.
+    attempt to connect, for the (topic, payload) that the server publishes should it end without our goodbye;
+    `will_retain`: and then keeps for those who subscribe later.
     `post`: takes the events, in the link's thread; give it a queue's `put`. `jitter` spreads the pauses.
 
     What waits is bounded by `queue_count_max` messages and `queue_bytes_max` bytes of payload; beyond either the
@@ -130,6 +112,7 @@ class Link:
         will: Callable[[], tuple[str, bytes]] | None,
         post: Callable[[LinkEvent], None],
         jitter: random.Random,
+        will_retain: bool = False,
         username: str | None = None,
         password: str | None = None,
         ca_file: Path | None = None,
@@ -146,9 +129,9 @@ class Link:
         if any(files) and not server.tls:
             raise ValueError(f"{url} is without TLS, but certificates are given: write mqtts://, or leave them out")
         if server.tls:
-            _tls_context(*files)  # now, so that a missing file is the caller's error and no reason to retry
+            tls_context(*files)  # now, so that a missing file is the caller's error and no reason to retry
         self._settings = _Settings(
-            server, client_id, tuple(filters), will, post, username, password, files, in_flight_max
+            server, client_id, tuple(filters), will, will_retain, post, username, password, files, in_flight_max
         )
         self._jitter = jitter
         self._waiting = Waiting(queue_count_max, queue_bytes_max)
@@ -237,6 +220,7 @@ class _Settings(NamedTuple):
     client_id: str
     filters: tuple[str, ...]
     will: Callable[[], tuple[str, bytes]] | None
+    will_retain: bool
     post: Callable[[LinkEvent], None]
     username: str | None
     password: str | None
@@ -311,10 +295,10 @@ class _Connection:
         if settings.username is not None:
             client.username_pw_set(settings.username, settings.password)
         if settings.server.tls:
-            client.tls_set_context(_tls_context(*settings.files))
+            client.tls_set_context(tls_context(*settings.files))
         if settings.will is not None:
             topic, payload = settings.will()
-            client.will_set(topic, payload, qos=1)
+            client.will_set(topic, payload, qos=1, retain=settings.will_retain)
         client.connect(settings.server.host, settings.server.port, keepalive=limits.KEEPALIVE_S)
         sock = cast("socket.socket | None", client.socket())
         if sock is None:  # the first write failed already
@@ -332,7 +316,7 @@ class _Connection:
                 return self._ended
             now = time.monotonic()
             if client.socket() is None:
-                return self._lost("the connection was closed")
+                return self._lost("closed by the server or the network")
             if self._up_since is None and now > answer_until:
                 return _Ended(f"{self._settings.where} does not answer as an MQTT server does; is it the right port?")
             if self._in_flight and now - next(iter(self._in_flight.values())) > ACK_TIMEOUT_S:
@@ -352,25 +336,24 @@ class _Connection:
             return
         if selector.get_key(sock).events != wanted:
             selector.modify(sock, wanted)
+        # TLS may hold decrypted bytes of a record already read: no selector sees those.
+        buffered = self._settings.server.tls and sock.pending() > 0  # type: ignore[attr-defined]
         hurried = self._up_since is None or self._stop.is_set()
-        for key, mask in selector.select(0.1 if hurried else _TICK_S):
-            if key.fileobj is not sock:
-                self._waiting.drain_wake()
-                continue
-            if mask & selectors.EVENT_READ:
-                self._read(client, sock)
-            if mask & selectors.EVENT_WRITE:
-                client.loop_write()
+        ready = {key.fileobj: mask for key, mask in selector.select(0 if buffered else 0.1 if hurried else _TICK_S)}
+        if self._waiting.wake_socket in ready:
+            self._waiting.drain_wake()
+        if buffered or ready.get(sock, 0) & selectors.EVENT_READ:
+            self._read(client)
+        if ready.get(sock, 0) & selectors.EVENT_WRITE:
+            client.loop_write()
         client.loop_misc()
 
-    def _read(self, client: Client, sock: socket.socket) -> None:
-        """Read while messages come, and while TLS holds decrypted bytes that no selector sees."""
+    def _read(self, client: Client) -> None:
+        """Read while messages come: paho reads one at a time and does not say whether there are more."""
         for _ in range(_READS_MAX):
             before = len(self._inbox)
             client.loop_read()
-            if client.socket() is None:
-                return
-            if len(self._inbox) == before and not (self._settings.server.tls and sock.pending()):  # type: ignore[attr-defined]
+            if len(self._inbox) == before or client.socket() is None:
                 return
 
     def _read_inbox(self, client: Client) -> None:
@@ -386,7 +369,8 @@ class _Connection:
                 case ("suback", codes):
                     self._on_suback(codes)
                 case ("end", code):
-                    self._ended = self._lost(str(code))
+                    silent = code.value == _FAILURE  # "Unspecified error": paho saw the socket close
+                    self._ended = self._lost("closed by the server or the network" if silent else str(code))
 
     def _on_connack(self, client: Client, code: Any) -> None:
         if code.value >= _FAILURE:
@@ -436,20 +420,6 @@ class _Connection:
             hint = "is it an MQTT server, and with TLS exactly when the URL says mqtts?"
             return _Ended(f"{self._settings.where} ended the connection without an answer ({how}): {hint}")
         return _Ended(f"the connection to {self._settings.where} ended: {how}")
-
-
-def _tls_context(ca_file: Path | None, cert_file: Path | None, key_file: Path | None) -> ssl.SSLContext:
-    import ssl
-
-    try:
-        context = ssl.create_default_context(cafile=ca_file)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if cert_file is not None:
-            context.load_cert_chain(cert_file, key_file)
-    except OSError as error:
-        names = ", ".join(str(file) for file in (ca_file, cert_file, key_file) if file is not None)
-        raise ValueError(f"cannot use the certificate files {names}: {error}") from error
-    return context
 
 
 def _publish_bytes(topic: str, payload: bytes) -> int:

@@ -290,7 +290,7 @@ def _check_older_or_newer(data: bytes, tree: list[object], known: list[object]) 
     shared = min(len(known), len(tree))
     if _dump(tree) != data:
         raise MessageError("a number or a length is not in its shortest form")
-    if len(known) == len(tree) or _dump(known[:shared]) != _dump(tree[:shared]):
+    if _dump(known[:shared]) != _dump(tree[:shared]):
         raise MessageError("a field is not written in its own form: an integer for a float, or a field too many")
 
 

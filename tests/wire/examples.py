@@ -1,0 +1,61 @@
+"""One example of every message, with the topic it travels on: for golden vectors, mutations and round trips."""
+
+from __future__ import annotations
+
+import hashlib
+
+from wire import messages as m
+from wire import topics
+
+SEED = bytes(range(32))
+FLEET = "barn"
+DEVICE = "pi-07"
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+PLAN = m.Plan(
+    model="digits-cnn",
+    train="last-1",
+    lane="economy",
+    num_params=17_098,
+    epochs=2,
+    batch_size=16,
+    learning_rate=0.05,
+    momentum=0.9,
+    clip_norm=1.0,
+    keep_count=171,
+    value_bits=4,
+    seed=2**53,
+    num_examples_min=20,
+    num_examples_max=256,
+    trainer_memory_bytes_max=256 << 20,
+    trainer_ms_max=600_000,
+)
+FILE = m.File("model.tflite", _digest("file"), 2500, 1000, (_digest("0"), _digest("1"), _digest("2")))
+
+EXAMPLES: dict[str, tuple[str, m.Message]] = {
+    "birth": (topics.up(FLEET, DEVICE, "birth"), m.Birth(3, 1, 0, 12, 480, "hedgerow-0.1.0")),
+    "death": (topics.up(FLEET, DEVICE, "death"), m.Death(3, 1)),
+    "state": (topics.shared(FLEET, "state"), m.State(7, True, 41, 12)),
+    "plan": (topics.shared(FLEET, "plan"), PLAN),
+    "offer": (topics.dn(FLEET, DEVICE, "offer"), m.Offer(41, m.digest_of(m.encode(PLAN)), 12, 3_600_000)),
+    "update": (topics.up(FLEET, DEVICE, "update"), m.Update(41, 12, 256, 93, 100, bytes(range(100)))),
+    "update, nothing held out": (topics.up(FLEET, DEVICE, "update"), m.Update(1, 0, 1, 0, 0, b"")),
+    "receipt": (topics.dn(FLEET, DEVICE, "receipt"), m.Receipt(_digest("sealed"), 41, "accepted")),
+    "receipt, refused": (
+        topics.dn(FLEET, DEVICE, "receipt"),
+        m.Receipt(_digest("sealed"), 41, "refused", "Länge 9 statt 8"),
+    ),
+    "manifest": (topics.shared(FLEET, "manifest"), m.Manifest("digits-cnn", 12, 11, 17_098, (FILE,))),
+    "want": (topics.up(FLEET, DEVICE, "want"), m.Want(_digest("file"), (m.Range(0, 1), m.Range(5, 7)))),
+    "chunk": (topics.dn(FLEET, DEVICE, "chunk"), m.Chunk(_digest("file"), 2, b"\xff" * 500)),
+    "telemetry": (
+        topics.up(FLEET, DEVICE, "telemetry"),
+        m.Telemetry(3, 9, "waiting", "battery at 20 %", 81_000, 39_000, 54.3, 0.25),
+    ),
+    "telemetry, unknown": (topics.up(FLEET, DEVICE, "telemetry"), m.Telemetry(3, 10, "idle", "", 0, 0)),
+    "label": (topics.dn(FLEET, DEVICE, "label"), m.Label(1234, 7)),
+}

@@ -1,0 +1,53 @@
+"""The golden vectors: bytes that this and every later version must write and read.
+
+`python -m tests.wire.test_golden` writes the file anew; do that only along with docs/WIRE.md.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from tests.wire.examples import EXAMPLES, SEED
+from wire import envelope, keys, messages
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "messages_v1.json"
+VECTORS = json.loads(GOLDEN.read_text("utf-8")) if GOLDEN.exists() else {"vectors": {}}
+
+
+def build() -> dict[str, object]:
+    sign = keys.signer(SEED)
+    vectors = {
+        name: {
+            "topic": topic,
+            "message": messages.encode(message).hex(),
+            "sealed": envelope.seal(message, topic, sign).hex(),
+        }
+        for name, (topic, message) in EXAMPLES.items()
+    }
+    return {"private_seed": SEED.hex(), "public_key": keys.public_text(SEED), "vectors": vectors}
+
+
+def test_what_we_write_today_is_what_we_always_wrote() -> None:
+    assert build() == VECTORS
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_a_golden_vector_is_read_as_its_message(name: str) -> None:
+    topic, message = EXAMPLES[name]
+    vector = VECTORS["vectors"][name]
+    assert vector["topic"] == topic
+    assert messages.decode(bytes.fromhex(vector["message"])) == message
+    assert envelope.unseal(bytes.fromhex(vector["sealed"]), topic, keys.verifier(VECTORS["public_key"])) == message
+
+
+def test_every_message_of_the_contract_has_a_golden_vector() -> None:
+    kinds = {kind.__struct_config__.tag for kind in get_args(messages.Message)}
+    assert kinds == {name.partition(",")[0] for name in VECTORS["vectors"]}
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps(build(), indent=1) + "\n", "utf-8")
