@@ -18,13 +18,14 @@ from engine.models.tflite import cut_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import TypeAlias
 
     from numpy.typing import NDArray
 
     from engine.models.graph import Graph
     from engine.models.plan import Head
 
-    type RunBatch = Callable[[NDArray[np.float32]], NDArray[Any]]
+    RunBatch: TypeAlias = Callable[[NDArray[np.float32]], NDArray[Any]]
 
 RUNTIMES = ("ai_edge_litert", "tflite_runtime")
 BATCH = 32
@@ -70,7 +71,7 @@ def features(data: bytes, graph: Graph, head: Head, windows: NDArray[np.float32]
     if head.cut == 0:  # nothing is frozen, and a runtime may refuse a model without operators
         entry = graph.tensors[head.feature_tensor]
         details = {"dtype": np.dtype(entry.dtype), "quantization": (head.feature_scale, head.feature_zero_point)}
-        stored = _quantise(_checked(windows, entry.shape[1:]), details).reshape(len(windows), -1)
+        stored = _quantise(_checked(windows, entry.shape[1:]), details).reshape(len(windows), head.layers[0].inputs)
     else:
         stored = open_model(cut_prefix(data, head.cut, head.feature_tensor))(windows)
     steps = stored.astype(np.float32) - np.float32(head.feature_zero_point)
@@ -124,7 +125,7 @@ def _load(data: bytes) -> Any:
 def _checked(windows: NDArray[np.float32], window: tuple[int, ...]) -> NDArray[np.float32]:
     if windows.shape[1:] != window or windows.dtype != np.float32:
         raise ValueError(f"windows are {windows.dtype} {windows.shape}; the model takes float32 [n, *{window}]")
-    finite = np.isfinite(windows).reshape(len(windows), -1).all(axis=1)
+    finite = np.isfinite(windows).all(axis=tuple(range(1, windows.ndim)))
     if not finite.all():
         raise ValueError(f"window {int(np.argmin(finite))} holds NaN or infinity; drop it before the model sees it")
     return windows
@@ -140,4 +141,5 @@ def _quantise(windows: NDArray[np.float32], entry: dict[str, Any]) -> NDArray[An
     scale, zero_point = entry["quantization"]
     limits = np.iinfo(kind)
     steps = np.rint(windows / np.float32(scale)) + np.float32(zero_point)
-    return np.clip(steps, limits.min, limits.max).astype(kind)
+    stored: NDArray[Any] = np.clip(steps, limits.min, limits.max).astype(kind)
+    return stored

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,6 +70,12 @@ def head_of(graph: Graph, train: str) -> Head:
     Raises ModelError, naming operator, index and tensor, where something other than dense layers stands there.
     """
     dense = [_layer_operator(graph, index) for index in _dense_operators(graph, train)]
+    for (_, before), (index, after) in pairwise(dense):
+        if before.outputs != after.inputs:
+            raise ModelError(
+                f"{_place(graph, graph.operators[index])} takes {after.inputs} numbers, and the dense layer before it "
+                f"makes {before.outputs}; export the model again"
+            )
     entering = graph.tensors[graph.operators[dense[0][0]].inputs[0]]
     scale, zero_point = _feature_quantization(entering, dense[0][1].inputs)
     return Head(dense[0][0], entering.index, scale, zero_point, tuple(layer for _, layer in dense))

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 IDENTIFIER = b"TFL3"
 FILE_BYTES_MAX = 64 << 20
+STRUCTURE_COST_MAX = 8 << 20  # MobileNet's 31 operators cost 0.2 M; all of it is read within two seconds
+READ_COST = 16  # what a look into the file costs beside its bytes
 DIMENSIONS_MAX = 8
 NAME_BYTES_MAX = 4096
 
@@ -40,7 +42,8 @@ KINDS = {
     37: "BATCH_TO_SPACE_ND", 38: "SPACE_TO_BATCH_ND", 39: "TRANSPOSE", 40: "MEAN", 41: "SUB", 42: "DIV", 43: "SQUEEZE",
     45: "STRIDED_SLICE", 49: "SPLIT", 50: "LOG_SOFTMAX", 53: "CAST", 54: "PRELU", 55: "MAXIMUM", 57: "MINIMUM",
     60: "PADV2", 67: "TRANSPOSE_CONV", 70: "EXPAND_DIMS", 74: "SUM", 75: "SQRT", 76: "RSQRT", 77: "SHAPE",
-    82: "REDUCE_MAX", 83: "PACK", 98: "LEAKY_RELU", 99: "SQUARED_DIFFERENCE", 114: "QUANTIZE", 117: "HARD_SWISH", 150: "GELU",
+    82: "REDUCE_MAX", 83: "PACK", 98: "LEAKY_RELU", 99: "SQUARED_DIFFERENCE", 114: "QUANTIZE", 117: "HARD_SWISH",
+    150: "GELU",
 }  # fmt: skip
 ACTIVATIONS = ("NONE", "RELU", "RELU_N1_TO_1", "RELU6", "TANH", "SIGN_BIT")
 # Per kind of operator: where the fused activation stands in its options, and the numbers: (name, field, struct
@@ -116,18 +119,20 @@ class _File:
 
     def unpack(self, letter: str, at: int) -> Any:
         size = struct.calcsize("<" + letter)
-        self.check(at, size)
+        self.check(at, size, size)
         return struct.unpack_from("<" + letter, self.data, at)[0]
 
-    def check(self, at: int, size: int) -> None:
+    def check(self, at: int, size: int, cost: int) -> None:
         if at < 0 or size < 0 or at + size > len(self.data):
             raise ModelError(
                 f"the model file is damaged: it points to {size} bytes at {at}, but ends at {len(self.data)}; "
                 "fetch or export it again"
             )
-        self.budget -= size + 1
+        self.budget -= READ_COST + cost
         if self.budget < 0:
-            raise ModelError("the model file is damaged: its tables overlap; fetch or export it again")
+            raise ModelError(
+                "the model file is damaged or too intricate to read; fetch it again or export a smaller one"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +151,7 @@ class _Table:
             return 0
         offset: int = self.file.unpack("H", self.vtable + entry)
         if offset:
-            self.file.check(self.at + offset, size)
+            self.file.check(self.at + offset, size, 0)
         return self.at + offset if offset else 0
 
     def number(self, field: int, letter: str, default: float = 0) -> Any:
@@ -163,7 +168,16 @@ class _Table:
         if not at:
             return 0, 0
         count: int = self.file.unpack("I", at)
-        self.file.check(at + 4, count * item_bytes)
+        self.file.check(at + 4, count * item_bytes, count * item_bytes)
+        return at + 4, count
+
+    def constant_at(self, field: int) -> tuple[int, int]:
+        """Return (first byte, length) of a byte vector that is not looked into; (0, 0) where it is absent."""
+        at = self.target(field)
+        if not at:
+            return 0, 0
+        count: int = self.file.unpack("I", at)
+        self.file.check(at + 4, count, 0)
         return at + 4, count
 
     def vector(self, field: int, dtype: str) -> NDArray[Any]:
@@ -192,7 +206,7 @@ class _Table:
 def _table_at(file: _File, at: int) -> _Table:
     vtable = at - int(file.unpack("i", at))
     vtable_bytes = int(file.unpack("H", vtable))
-    file.check(vtable, vtable_bytes)
+    file.check(vtable, vtable_bytes, 0)
     return _Table(file, at, vtable, vtable_bytes)
 
 
@@ -201,8 +215,7 @@ def _open(data: bytes) -> _Table:
         raise ModelError(f"the model file has {len(data)} bytes; at most {FILE_BYTES_MAX} are read")
     if data[4:8] != IDENTIFIER:
         raise ModelError("the model file is no .tflite (bytes 4 to 8 are not 'TFL3'); give a TensorFlow Lite model")
-    # A sound file's tables lie side by side; its vtables may be shared, hence the factor.
-    file = _File(bytes(data), 16 * len(data) + 4096)
+    file = _File(bytes(data), STRUCTURE_COST_MAX)
     root = _table_at(file, int(file.unpack("I", 0)))
     version = root.number(0, "I")
     if version != 3:
@@ -231,7 +244,7 @@ def _kind(code: _Table) -> str:
 
 def _buffer(entry: _Table) -> tuple[int, int] | None:
     """Return (first byte, length) of a constant, or None where its bytes stand outside the flatbuffer."""
-    return None if int(entry.number(1, "Q")) > 1 else entry.vector_at(0, 1)
+    return None if int(entry.number(1, "Q")) > 1 else entry.constant_at(0)
 
 
 def _tensor(index: int, entry: _Table, buffers: list[tuple[int, int] | None]) -> Tensor:

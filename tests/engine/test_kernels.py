@@ -66,7 +66,7 @@ def test_relu_does_not_hide_a_nan():
 def test_exp_is_within_its_stated_error_and_ends_where_float32_does():
     points = [*np.linspace(-87, 0, 4001), -87.0, -1e-300, -0.0, 0.0, -math.log(2) / 2, -math.log(2) * 1.5]
     errors = [abs(Decimal(loss.exp_negative(x)) / naive.exp_negative(x) - 1) for x in points]
-    assert max(errors) < Decimal("4e-16")
+    assert max(errors) < Decimal("2.5e-16")
     assert loss.exp_negative(0.0) == 1.0
     assert loss.exp_negative(-87.001) == 0.0
     assert loss.exp_negative(-1e308) == 0.0
@@ -76,7 +76,7 @@ def test_log_is_within_its_stated_error():
     points = [*np.linspace(1, 20, 2001), 1.0, 1.0 + 2**-52, math.sqrt(2), math.sqrt(2) + 1e-15, 1e6, 2.0]
     for x in points:
         want = naive.log_above_one(x)
-        assert abs(Decimal(loss.log_above_one(x)) - want) <= Decimal("4e-16") * (1 + want)
+        assert abs(Decimal(loss.log_above_one(x)) - want) <= Decimal("3e-16") * (1 + want)
 
 
 @fast
@@ -241,6 +241,12 @@ def test_gaps_are_coded_like_their_twin(drawn, parameter):
         assert gaps.rice_decode(short, parameter, size, back) == gaps.ENDS_EARLY
 
 
+def test_a_run_of_zeros_is_given_up_as_soon_as_it_leaves_the_indices_behind():
+    back = np.empty(1, np.uint32)
+    assert gaps.rice_decode(np.zeros(1, np.uint8), 0, 7, back) == gaps.OUT_OF_RANGE
+    assert gaps.rice_decode(np.zeros(1, np.uint8), 0, 9, back) == gaps.ENDS_EARLY
+
+
 @fast
 @given(st.data(), st.integers(1, 30), st.integers(1, 4096))
 def test_updates_are_added_like_their_twin(data, size, weight):
@@ -291,7 +297,7 @@ def law_breakers(source):
         match node:
             case ast.Attribute(attr=name) if name in FORBIDDEN_NAMES:
                 found.append(name)
-            case ast.Name(id=name) if name in FORBIDDEN_NAMES:
+            case ast.Call(func=ast.Name(id=name)) if name in FORBIDDEN_NAMES:
                 found.append(name)
             case ast.ImportFrom(names=names):
                 found += [alias.name for alias in names if alias.name in FORBIDDEN_NAMES]
