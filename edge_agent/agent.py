@@ -14,6 +14,8 @@ flash: the outbox is not empty. Rules that keep finished work:
 2. It is resent, byte for byte the same, until a receipt names its digest. Nothing else empties the outbox.
 3. While the outbox is full no other round is trained: one device, one update at a time, in the order of rounds.
 4. The residual that an update leaves becomes the true one only when that update is accepted.
+5. The owner's limits hold while training, too: what grows too hot is stopped, and tried again later.
+6. A Tick at `wake_at_ms` always moves `wake_at_ms` on, or clears it: no state of ours can keep a shell busy.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from edge_agent.effects import (
     Durable,
     Effect,
     Event,
+    FileFailed,
     FileState,
     Forget,
     Job,
@@ -47,26 +50,27 @@ from edge_agent.effects import (
     Trained,
     TrainingFailed,
 )
-from wire import envelope, topics
-from wire.limits import REASON_CHARS_MAX, RESEND_MS_MAX, RESEND_MS_MIN, UPDATE_PAYLOAD_BYTES_MAX
+from edge_agent.voice import Identity, NotBelieved
+from wire import topics
+from wire.limits import RESEND_MS_MAX, RESEND_MS_MIN, UPDATE_PAYLOAD_BYTES_MAX
 from wire.messages import (
-    Birth,
     Chunk,
     Death,
     Label,
     Manifest,
-    Message,
     Offer,
     Plan,
     Receipt,
     State,
-    Telemetry,
     Update,
     encode,
+    fit_reason,
 )
 
 if TYPE_CHECKING:
     from random import Random
+
+__all__ = ["Agent", "Identity", "Work"]
 
 TRAIN_ATTEMPTS_MAX = 3
 RETRY_MS = 10_000
@@ -83,16 +87,6 @@ class Work(enum.Enum):
     SENDING = "sending"
 
 
-class Identity(msgspec.Struct, frozen=True):
-    """Who this device is, and how it signs and whom it believes."""
-
-    fleet: str
-    device_id: str
-    sign: envelope.Sign
-    verify_coordinator: envelope.Verify
-    software: str = "edge-agent"
-
-
 class Agent:
     """One device's decisions. `handle` is the only door; `wake_at_ms` the only timer."""
 
@@ -107,6 +101,7 @@ class Agent:
     ) -> None:
         self.durable = durable
         self.reason = ""  # why it does not do more, for status and telemetry
+        self.receipt: Receipt | None = None  # the last one that emptied the outbox
         self.refused_count: dict[str, int] = {}  # what arrived and was not believed, by reason
         self._id = identity
         self._limits = limits
@@ -129,6 +124,7 @@ class Agent:
         self._telemetry_at_ms = 0
         self._sequence = 0
         self._birth_digest = b""
+        self._answered = False  # has the coordinator said something to this device alone since the last telemetry?
 
     @property
     def work(self) -> Work:
@@ -149,6 +145,8 @@ class Agent:
         times = [self._retry_at_ms]
         if self._training is not None:
             times.append(self._training_ends_ms)
+        elif self._offer is not None and not self.durable.outbox:
+            times.append(self._offer_ends_ms)
         if self._connection is not None:
             times += [self._resend_at_ms, self._telemetry_at_ms]
             times.append(self._download.wake_at_ms if self._download else None)
@@ -156,8 +154,8 @@ class Agent:
 
     def last_will(self, connection: int) -> tuple[str, bytes]:
         """Topic and payload of the death that the MQTT server publishes if this connection breaks."""
-        topic = topics.up(self._id.fleet, self._id.device_id, "death")
-        return topic, envelope.seal(Death(self.durable.boot, connection), topic, self._id.sign)
+        death = self._id.say(Death(self.durable.boot, connection), "death")
+        return death.topic, death.payload
 
     def handle(self, event: Event, now_ms: int) -> list[Effect]:
         """Decide what follows from `event`. Effects are to be performed in order."""
@@ -180,11 +178,13 @@ class Agent:
                 return self._on_file_state(event, now_ms)
             case Trained():
                 return self._on_trained(event, now_ms)
+            case FileFailed():
+                return self._on_file_failed(event, now_ms)
             case TrainingFailed():
                 return self._on_training_failed(event.round_id, event.reason, now_ms)
             case Reading():
                 self._reading = event
-                return self._advance(now_ms)
+                return [*self._stop_if_over_limits(), *self._advance(now_ms)]
             case Tick():
                 return self._on_tick(now_ms)
 
@@ -192,17 +192,12 @@ class Agent:
 
     def _on_received(self, topic: str, payload: bytes, now_ms: int) -> list[Effect]:
         try:
-            address = topics.parse(topic)
-            message = envelope.unseal(payload, topic, self._id.verify_coordinator)
-        except (topics.TopicError, envelope.EnvelopeError) as error:
-            why = getattr(error, "reason", "topic")
-            self.refused_count[why] = self.refused_count.get(why, 0) + 1
+            message = self._id.hear(topic, payload)
+        except NotBelieved as error:
+            self._count(error.reason)
             return []
-        if address.fleet != self._id.fleet or address.device_id not in (self._id.device_id, topics.ALL):
-            return []
-        return self._on_message(message, now_ms)
-
-    def _on_message(self, message: Message, now_ms: int) -> list[Effect]:
+        if isinstance(message, Offer | Chunk) or (isinstance(message, Receipt) and message.verdict != "unknown"):
+            self._answered = True
         match message:
             case State():
                 return self._on_state(message, now_ms)
@@ -216,7 +211,7 @@ class Agent:
             case Receipt():
                 return self._on_receipt(message, now_ms)
             case Chunk() if self._download is not None:
-                effects = self._download.on_chunk(message)
+                effects = self._download.on_chunk(message, now_ms)
                 return [*effects, *self._fetch(now_ms)]
             case Label():
                 return [SetLabel(message.window, message.label)]
@@ -234,8 +229,14 @@ class Agent:
         return [self._birth(), *self._send(now_ms), *self._fetch(now_ms)]
 
     def _on_manifest(self, manifest: Manifest, now_ms: int) -> list[Effect]:
-        if manifest.model_version < self.durable.model_version:
-            return []  # a replay: versions only grow
+        known = self._manifest.model_version if self._manifest else self.durable.model_version
+        if manifest.model_version < known:  # a replay: versions only grow
+            self._count("old")
+            if self._manifest is None:
+                self.reason = f"model version {manifest.model_version} is older than {known}, which trained here"
+            return []
+        if self._download is not None and self._download.manifest != manifest:
+            self._download = None  # nobody serves the old version for long; what was fetched stays on flash
         self._manifest = manifest
         return self._advance(now_ms)
 
@@ -249,15 +250,15 @@ class Agent:
 
     def _on_receipt(self, receipt: Receipt, now_ms: int) -> list[Effect]:
         if receipt.verdict == "unknown" and receipt.digest in (self._outbox_digest, self._birth_digest):
-            self.reason = f"the coordinator does not know this device: {receipt.reason}"
+            self.reason = fit_reason(f"the coordinator does not know this device: {receipt.reason}")
             self._resend_ms = RESEND_MS_MAX
             self._resend_at_ms = now_ms + RESEND_MS_MAX if self.durable.outbox else None
             return []
         if not self.durable.outbox or receipt.digest != self._outbox_digest or receipt.verdict == "unknown":
             return []
         counted = receipt.verdict in ("accepted", "duplicate")
-        if not counted:
-            self.reason = f"round {receipt.round_id} {receipt.verdict}: {receipt.reason}"
+        self.receipt = receipt
+        self.reason = "" if counted else fit_reason(f"round {receipt.round_id} {receipt.verdict}: {receipt.reason}")
         self._resend_at_ms, self._resend_ms = None, RESEND_MS_MIN
         residual = self.durable.outbox_round_id if counted else self.durable.residual_round_id
         effects = self._keep(outbox=b"", outbox_round_id=0, residual_round_id=residual)
@@ -270,7 +271,9 @@ class Agent:
         if self._training is not None or self.durable.outbox or self._offer is None:
             return []
         if now_ms >= self._offer_ends_ms or self._offer.round_id <= self.durable.last_round_id:
-            self._offer, self._retry_at_ms = None, None
+            self._offer = None  # the pause after a failure stays: it may be offered again, and an old child may answer
+            if self._download is not None:
+                self._download.ask_afresh()  # what is fetched waits on flash for the next offer
             return []
         plan = self._plans.get(self._offer.plan_digest)
         manifest = self._manifest
@@ -281,35 +284,55 @@ class Agent:
         if reason is not None:
             self.reason, self._retry_at_ms = reason, now_ms + BUDGET_CHECK_MS
             return []
-        if self._download is None or self._download.manifest != manifest:
+        if self._retry_at_ms is not None and now_ms < self._retry_at_ms and self._attempts[0] == self._offer.round_id:
+            return []
+        if self._download is None:
+            self._retry_at_ms = None
+            self.reason = f"fetching model version {manifest.model_version}"
             self._download = Download(manifest)
-            return self._download.start()
+            return [self._forget(), *self._download.start()]
         if not self._download.complete:
             return self._fetch(now_ms)
         return self._train(self._offer, plan, manifest, now_ms)
 
     def _train(self, offer: Offer, plan: Plan, manifest: Manifest, now_ms: int) -> list[Effect]:
-        if self._retry_at_ms is not None and now_ms < self._retry_at_ms and self._attempts[0] == offer.round_id:
-            return []
         self._retry_at_ms, self.reason = None, ""
         self._training_ends_ms = now_ms + plan.trainer_ms_max
-        self._training = Job(
-            self._id.device_id,
-            offer.round_id,
-            offer.base_version,
-            plan,
-            manifest.files,
-            self.durable.residual_round_id,
-        )
+        owed = self.durable.residual_round_id
+        self._training = Job(self._id.device_id, offer.round_id, offer.base_version, plan, manifest.files, owed)
         return [StartTraining(self._training)]
 
     def _on_file_state(self, state: FileState, now_ms: int) -> list[Effect]:
         if self._download is None:
             return []
-        return [*self._download.on_file_state(state), *self._fetch(now_ms), *self._advance_if_fetched(now_ms)]
+        effects = self._download.on_file_state(state)
+        if self._download.impossible:
+            name = self._download.impossible
+            self._download, self._manifest = None, None  # only another manifest helps
+            self.reason = fit_reason(f"file {name} of the manifest does not match its own digest")
+            return [*effects, *self._telemetry(now_ms)]
+        return [*effects, *self._fetch(now_ms), *(self._advance(now_ms) if self._download.complete else [])]
 
-    def _advance_if_fetched(self, now_ms: int) -> list[Effect]:
-        return self._advance(now_ms) if self._download is not None and self._download.complete else []
+    def _on_file_failed(self, failed: FileFailed, now_ms: int) -> list[Effect]:
+        if self._offer is None or self._download is None:
+            return []
+        self._download = None
+        self._wait(self._offer.round_id, now_ms + BUDGET_CHECK_MS, fit_reason(failed.reason))
+        return self._telemetry(now_ms)
+
+    def _stop_if_over_limits(self) -> list[Effect]:
+        job = self._training
+        reason = budget.refusal(self._limits, job.plan, self._reading) if job is not None else None
+        if job is None or reason is None:
+            return []
+        self._training = None
+        self._wait(job.round_id, None, reason)
+        return [StopTraining(reason)]
+
+    def _wait(self, round_id: int, until_ms: int | None, reason: str) -> None:
+        """Leave the round alone until then, without counting it as a failure of its training."""
+        failed = self._attempts[1] if self._attempts[0] == round_id else 0
+        self._attempts, self._retry_at_ms, self.reason = (round_id, failed), until_ms, reason
 
     def _on_trained(self, trained: Trained, now_ms: int) -> list[Effect]:
         job = self._training
@@ -317,37 +340,36 @@ class Agent:
             return []  # a child that was told to stop, and finished all the same
         if len(trained.payload) > UPDATE_PAYLOAD_BYTES_MAX:
             return self._on_training_failed(job.round_id, "its update is larger than a message may be", now_ms)
-        self._training = None
-        update = Update(
-            round_id=job.round_id,
-            base_version=job.base_version,
-            num_examples=trained.num_examples,
-            held_out_correct=trained.held_out_correct,
-            held_out_count=trained.held_out_count,
-            payload=trained.payload,
-        )
-        topic = topics.up(self._id.fleet, self._id.device_id, "update")
-        sealed = envelope.seal(update, topic, self._id.sign)
+        try:
+            update = Update(
+                round_id=job.round_id,
+                base_version=job.base_version,
+                num_examples=trained.num_examples,
+                held_out_correct=trained.held_out_correct,
+                held_out_count=trained.held_out_count,
+                payload=trained.payload,
+            )
+            sealed = self._id.say(update, "update").payload
+        except ValueError as error:  # MessageError among them: what a child reports is checked like a peer's word
+            return self._on_training_failed(job.round_id, str(error), now_ms)
+        self._training, self.reason = None, ""
+        version = max(self.durable.model_version, job.base_version)
+        round_id = max(self.durable.last_round_id, job.round_id)
         # Persist before sending: after a power cut we resend, we never train the round twice.
-        kept = self._keep(
-            last_round_id=job.round_id,
-            outbox=sealed,
-            outbox_round_id=job.round_id,
-            model_version=max(self.durable.model_version, job.base_version),
-        )
+        kept = self._keep(last_round_id=round_id, outbox=sealed, outbox_round_id=job.round_id, model_version=version)
         return [*kept, *self._send(now_ms)]
 
     def _on_training_failed(self, round_id: int, reason: str, now_ms: int) -> list[Effect]:
         if self._training is None or self._training.round_id != round_id:
             return []
-        self._training = None
-        self.reason = f"training failed: {reason}"[:REASON_CHARS_MAX]
+        self._training, self._download = None, None  # the next try asks flash again whether the files are whole
+        self.reason = fit_reason(f"training failed: {reason}")
         before = self._attempts[1] if self._attempts[0] == round_id else 0
         self._attempts = (round_id, before + 1)
         if before + 1 >= TRAIN_ATTEMPTS_MAX:
             # What failed three times fails a fourth: leave the round to the others.
-            self._offer = None
-            return [*self._keep(last_round_id=round_id), *self._telemetry(now_ms)]
+            kept = self._keep(last_round_id=max(self.durable.last_round_id, round_id))
+            return [*kept, *self._telemetry(now_ms), *self._advance(now_ms)]
         self._retry_at_ms = now_ms + RETRY_MS
         return self._telemetry(now_ms)
 
@@ -366,6 +388,8 @@ class Agent:
         if self._retry_at_ms is not None and now_ms >= self._retry_at_ms:
             self._retry_at_ms = None
             effects += self._advance(now_ms)
+        elif self._offer is not None and now_ms >= self._offer_ends_ms:
+            effects += self._advance(now_ms)
         return [*effects, *self._fetch(now_ms)]
 
     # What is said
@@ -373,6 +397,7 @@ class Agent:
     def _send(self, now_ms: int) -> list[Effect]:
         """Publish the outbox now and set the time of the next try; nothing while the link is down."""
         if not self.durable.outbox or self._connection is None:
+            self._resend_at_ms = None
             return []
         # Full jitter, from half to one and a half: devices that lost the same server must not come back as one.
         self._resend_at_ms = now_ms + self._resend_ms // 2 + self._jitter.randrange(self._resend_ms)
@@ -380,20 +405,12 @@ class Agent:
         return [Publish(topics.up(self._id.fleet, self._id.device_id, "update"), self.durable.outbox)]
 
     def _fetch(self, now_ms: int) -> list[Effect]:
-        if self._connection is None or self._download is None or self._download.complete:
+        if self._connection is None or self._download is None or self._offer is None or self._download.complete:
             return []
-        return [self._say("want", want) for want in self._download.wants(now_ms)]
+        return [self._id.say(want, "want") for want in self._download.wants(now_ms)]
 
     def _birth(self) -> Effect:
-        birth = Birth(
-            boot=self.durable.boot,
-            connection=self._connection or 0,
-            epoch=self._epoch,
-            model_version=self.durable.model_version,
-            num_examples=self._reading.num_examples,
-            software=self._id.software,
-        )
-        effect = self._say("birth", birth)
+        effect = self._id.birth(self.durable, self._connection or 0, self._epoch, self._reading.num_examples)
         self._birth_digest = hashlib.sha256(effect.payload).digest()
         return effect
 
@@ -401,28 +418,21 @@ class Agent:
         self._telemetry_at_ms = now_ms + self._telemetry_ms
         if self._connection is None:
             return []
+        # Nobody speaks to us: our birth may be lost, or we had no examples then, or were not enrolled yet.
+        birth = [] if self._answered else [self._birth()]
+        self._answered = False
         self._sequence += 1
-        telemetry = Telemetry(
-            boot=self.durable.boot,
-            sequence=self._sequence,
-            work=self.work.value,
-            reason=self.reason[:REASON_CHARS_MAX],
-            bytes_up=self._reading.bytes_up,
-            bytes_down=self._reading.bytes_down,
-            temperature_c=self._reading.temperature_c,
-            battery_rate=self._reading.battery_rate,
-        )
-        return [self._say("telemetry", telemetry)]
-
-    def _say(self, kind: str, message: Message) -> Publish:
-        topic = topics.up(self._id.fleet, self._id.device_id, kind)
-        return Publish(topic, envelope.seal(message, topic, self._id.sign))
+        work = (self.work.value, self.reason)
+        return [*birth, self._id.telemetry(self.durable.boot, self._sequence, work, self._reading)]
 
     # What is kept
 
     @property
     def _outbox_digest(self) -> bytes:
         return hashlib.sha256(self.durable.outbox).digest() if self.durable.outbox else b""
+
+    def _count(self, reason: str) -> None:
+        self.refused_count[reason] = self.refused_count.get(reason, 0) + 1
 
     def _keep(self, **changes: object) -> list[Effect]:
         self.durable = msgspec.structs.replace(self.durable, **changes)

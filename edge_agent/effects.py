@@ -66,6 +66,13 @@ class FileState(Struct, frozen=True):
     have: frozenset[int]  # indexes of the chunks whose SHA-256 is right
 
 
+class FileFailed(Struct, frozen=True):
+    """Flash could not do what OpenFile, WriteChunk or SealFile asked: it is full, or ill."""
+
+    digest: bytes
+    reason: str
+
+
 class Trained(Struct, frozen=True):
     """The training child is done, and the residual it owes next is on flash under the round's number."""
 
@@ -98,7 +105,9 @@ class Tick(Struct, frozen=True):
     """The time named by `wake_at_ms` may have come."""
 
 
-Event: TypeAlias = Booted | Connected | Disconnected | Received | FileState | Trained | TrainingFailed | Reading | Tick
+Event: TypeAlias = (
+    Booted | Connected | Disconnected | Received | FileState | FileFailed | Trained | TrainingFailed | Reading | Tick
+)
 
 # Effects
 
@@ -117,7 +126,7 @@ class Publish(Struct, frozen=True):
 
 
 class OpenFile(Struct, frozen=True):
-    """Look what flash holds of this file, and answer with FileState."""
+    """Look what flash holds of this file, make room for the rest, and answer with FileState or FileFailed."""
 
     file: File
 

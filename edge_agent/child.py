@@ -1,0 +1,140 @@
+"""Child processes of the agent: numbers live there, and die with it.
+
+A `Child` is one process: a task goes in through its stdin, one framed answer comes out of its stdout, its stderr is
+the agent's log. A thread of its own moves these bytes, reaps the process and posts one `Ended`; nothing else. In the
+child, `begin` must be the first call and `answer` the last: see `edge_agent.trainer`.
+
+The frame is `HANS`, the length as u32, CRC-32, then CBOR. A child that dies half-way leaves no whole frame.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import cbor2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ANSWER_BYTES_MAX: Final = 4 << 20
+KILL_S: Final = 5.0
+_FRAME: Final = struct.Struct("<4sII")
+_MAGIC: Final = b"HANS"
+_PR_SET_PDEATHSIG: Final = 1
+# One thread each: a device has other work, and every thread reserves a stack and an arena.
+_ENVIRONMENT: Final = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "NUMBA_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+}
+
+
+class Ended(NamedTuple):
+    """A child is gone. `answer` is None when it gave none."""
+
+    child: Child
+    answer: Any
+    reason: str  # of an end without an answer
+    peak_rss_kb: int
+    cpu_s: float
+    wall_s: float
+
+
+class Child:
+    """One running child. `post` is called once, from the child's thread, with its end."""
+
+    def __init__(self, module: str, task: Any, post: Callable[[Ended], None]) -> None:
+        self._post = post
+        self._task = cbor2.dumps(task)
+        self._began = time.monotonic()
+        # From the caller's thread, never from one that ends: the death signal follows the thread that forked.
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **_ENVIRONMENT},
+        )
+        self._thread = threading.Thread(target=self._attend, name=module, daemon=True)
+        self._thread.start()
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    def kill(self) -> None:
+        """End it now, and return when it is gone. Its end is posted all the same."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGKILL)
+        self._thread.join(KILL_S)
+
+    def _attend(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
+            stdin.write(self._task)
+        with self._process.stdout as stdout:
+            framed = stdout.read(ANSWER_BYTES_MAX)
+        _, status, usage = os.wait4(self._process.pid, 0)
+        code = self._process.returncode = os.waitstatus_to_exitcode(status)
+        answer = _unframe(framed)
+        cpu_s = usage.ru_utime + usage.ru_stime
+        wall_s = time.monotonic() - self._began
+        self._post(Ended(self, answer, "" if answer else _why(code), usage.ru_maxrss, cpu_s, wall_s))
+
+
+def begin() -> tuple[Any, Callable[[Any], None]]:
+    """Tie this process to its parent and read the task: (task, the function that answers).
+
+    Everything else that writes to stdout from now on lands in the log. Exits when the parent is gone already.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != int(sys.argv[1]):
+        raise SystemExit("the agent that started this child is gone")
+    os.nice(10)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    out = os.dup(1)
+    os.dup2(2, 1)
+
+    def answer(tree: Any) -> None:
+        content = cbor2.dumps(tree)
+        with os.fdopen(out, "wb") as file:
+            file.write(_FRAME.pack(_MAGIC, len(content), zlib.crc32(content)) + content)
+
+    return cbor2.loads(sys.stdin.buffer.read()), answer
+
+
+def _unframe(framed: bytes) -> Any:
+    if len(framed) < _FRAME.size:
+        return None
+    magic, length, checksum = _FRAME.unpack_from(framed)
+    content = framed[_FRAME.size :]
+    if magic != _MAGIC or len(content) != length or zlib.crc32(content) != checksum:
+        return None
+    return cbor2.loads(content)
+
+
+def _why(code: int) -> str:
+    if code >= 0:
+        return f"the child ended with status {code} and without an answer; its complaint is in the log"
+    name = signal.Signals(-code).name
+    hint = {
+        "SIGKILL": "killed, by the agent or by a kernel that ran out of memory",
+        "SIGABRT": "it gave up, most often because the plan's memory limit is too low",
+        "SIGSEGV": "it crashed, most often because the plan's memory limit is too low",
+    }
+    return f"the child was ended by {name}: {hint.get(name, 'see the log')}"

@@ -1,0 +1,213 @@
+"""The command `edge-agent`: one device, from its first key to its predictions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from edge_agent.config import Config
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_config = click.option(
+    "--config", "path", required=True, type=click.Path(path_type=Path), help="The device's TOML file."
+)
+_json = click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="hedgerow")
+def main() -> None:
+    """Learn on this device; send kilobytes, never samples.
+
+    Exit status of every command: 0 done, 1 not done (one line says why), 2 wrong usage.
+    """
+
+
+@main.command()
+@click.option("--id", "device_id", required=True, metavar="ID", help="a-z, 0-9 and '-', unique in the fleet.")
+@click.option("--fleet", required=True, metavar="FLEET", help="The fleet's name.")
+@click.option("--mqtt", "url", required=True, metavar="URL", help="mqtt://host:1883 or mqtts://host:8883.")
+@click.option("--coordinator", required=True, metavar="KEY", help="The coordinator's public key, ed25519:...")
+@click.option("--dir", "directory", default=".", type=click.Path(path_type=Path), help="Where to; default: here.")
+def keygen(device_id: str, fleet: str, url: str, coordinator: str, directory: Path) -> None:
+    """Make this device's private key and a first config.
+
+    Prints the config's path, the public key, and the line that enrols it at the coordinator.
+
+    Exit status: 0 made, 1 refused (a key is never overwritten).
+    """
+    from edge_agent import config
+
+    try:
+        made = config.make(directory, device_id, fleet, url, coordinator)
+    except (config.ConfigError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"wrote {made.path}\npublic key {made.public_key}")
+    click.echo(f"enrol it:\n  broker fleet add {device_id} {made.public_key}")
+
+
+@main.command()
+@_config
+def run(path: Path) -> None:
+    """Run the agent until SIGTERM or SIGINT; its log goes to stdout.
+
+    Exit status: 0 asked to end, 1 cannot start or go on.
+    """
+    from edge_agent import service
+
+    try:
+        service.run(_load(path))
+    except service.ServiceError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@main.command()
+@_config
+@_json
+def status(path: Path, as_json: bool) -> None:
+    """Tell what the agent is doing, and why not more.
+
+    Exit status: 0 the agent runs, 1 it does not.
+    """
+    import msgspec
+
+    from edge_agent import status as status_file
+
+    try:
+        found, running = status_file.read(_load(path).device.state)
+    except status_file.StatusError as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        click.echo(msgspec.json.encode({"running": running, **msgspec.structs.asdict(found)}).decode())
+    else:
+        click.echo("\n".join(status_file.as_lines(found, running=running)))
+    raise SystemExit(0 if running else 1)
+
+
+@main.group()
+def samples() -> None:
+    """Handle the device's own examples; they never leave it."""
+
+
+@samples.command()
+@click.argument("source", type=_FILE)
+@_config
+@_json
+def add(source: Path, path: Path, as_json: bool) -> None:
+    """Add the windows of SOURCE, an .npz with x (float32 [n, ...]) and y (integers [n], -1: not known yet).
+
+    Exit status: 0 added, 1 refused.
+    """
+    import json
+
+    from edge_agent.samples import SamplesError
+    from edge_agent.sources import files
+
+    config = _load(path)
+    try:
+        added = files.add_npz(source, config.samples_path, config.samples.capacity)
+    except (files.SourceError, SamplesError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    first, last = added.numbers
+    text = f"added {added.windows} windows, numbers {first} to {last}; {added.labelled} labelled in all"
+    click.echo(
+        json.dumps({"added": added.windows, "first": first, "last": last, "labelled": added.labelled})
+        if as_json
+        else text
+    )
+
+
+@samples.command()
+@_config
+@_json
+def count(path: Path, as_json: bool) -> None:
+    """Count the labelled windows.
+
+    Exit status: 0 counted, 1 there is no store.
+    """
+    import json
+
+    from edge_agent.samples import Samples, SamplesError
+
+    try:
+        store = Samples(_load(path).samples_path)
+        labelled = store.count_labelled()
+    except (SamplesError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    text = f"{labelled} labelled windows of shape {store.shape}, room for {store.capacity}"
+    click.echo(
+        json.dumps({"labelled": labelled, "shape": store.shape, "capacity": store.capacity}) if as_json else text
+    )
+
+
+@main.command()
+@_config
+@_json
+def doctor(path: Path, as_json: bool) -> None:
+    """Check whether this device is fit to take part; one line a check, with how to mend it.
+
+    Exit status: 0 fit, 1 something is wrong.
+    """
+    import json
+
+    from edge_agent.doctor import examine
+
+    findings = []
+    for finding in examine(_load(path)):
+        findings.append(finding)
+        if not as_json:
+            click.echo(f"{finding.mark} {finding.name}: {finding.text}")
+    fit = all(finding.ok or not finding.fatal for finding in findings)
+    if as_json:
+        click.echo(json.dumps({"fit": fit, "findings": [finding._asdict() for finding in findings]}))
+    raise SystemExit(0 if fit else 1)
+
+
+@main.command()
+def warm() -> None:
+    """Compile the kernels once, so that none compiles in the field: at install, and after an update.
+
+    Exit status: 0 compiled, 1 the engine is not installed.
+    """
+    try:
+        from engine.kernels import warm as kernels
+    except ImportError as error:
+        raise click.ClickException(f"{error}: install it with pip install 'hedgerow[agent,jit]'") from error
+    with click.progressbar(length=len(kernels.calls()), label="compiling kernels") as bar:
+        kernels.warm(lambda _name: bar.update(1))
+
+
+@main.command()
+@click.argument("source", type=_FILE)
+@_config
+@_json
+def predict(source: Path, path: Path, as_json: bool) -> None:
+    """Predict the windows of SOURCE, an .npz as for `samples add`, with the newest model on this device.
+
+    Exit status: 0 predicted, 1 not.
+    """
+    from edge_agent import predictor
+
+    try:
+        found = predictor.predict(_load(path).device.state, source)
+    except predictor.PredictionError as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        click.echo(predictor.as_json(found))
+        return
+    click.echo(" ".join(map(str, found.labels)))
+    if found.known:
+        rate = found.correct / found.known
+        click.echo(f"version {found.model_version}: {found.correct} of {found.known} right ({rate:.1%})")
+
+
+def _load(path: Path) -> Config:
+    from edge_agent import config
+
+    try:
+        return config.load(path)
+    except config.ConfigError as error:
+        raise click.ClickException(str(error)) from error

@@ -1,0 +1,189 @@
+"""Is this device fit to take part? One check a line, and how to mend what is wrong.
+
+Every check is a function of the config that returns what it found or raises `Wrong` with a sentence; `CHECKS` is the
+list. Nothing is changed, and no check needs another one to be fine.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import queue
+import random
+import shutil
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from edge_agent import host, samples
+from wire import keys, topics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from edge_agent.config import Config
+
+FREE_BYTES_MIN: Final = 64 << 20
+CLOCK_MIN_S: Final = 1_704_067_200  # 2024-01-01
+CONNECT_S: Final = 8.0
+_ENGINE: Final = "from engine.models.interpreter import runtime_name; print(runtime_name())"
+_KERNELS: Final = "import time; t = time.monotonic(); from engine.kernels.optimize import all_finite; import numpy; "
+_KERNEL_TIME: Final = "all_finite(numpy.zeros(1, numpy.float32)); print(f'{time.monotonic() - t:.1f}')"
+
+
+class Wrong(Exception):  # noqa: N818 - it is a finding, and reads as one
+    """What is wrong, and how to mend it."""
+
+
+class Finding(NamedTuple):
+    """The outcome of one check. What is only a warning keeps nobody from running."""
+
+    name: str
+    ok: bool
+    text: str
+    fatal: bool = True
+
+    @property
+    def mark(self) -> str:
+        """The first word of the line."""
+        return "ok   " if self.ok else "wrong" if self.fatal else "mind "
+
+
+def examine(config: Config) -> Iterator[Finding]:
+    """Do every check, one after the other."""
+    for name, check, fatal in CHECKS:
+        try:
+            yield Finding(name, ok=True, text=check(config))
+        except Wrong as wrong:
+            yield Finding(name, ok=False, text=str(wrong), fatal=fatal)
+
+
+def _python(_config: Config) -> str:
+    if sys.maxsize <= 2**32:
+        raise Wrong("this is a 32-bit Python, for which there is no model runtime: install a 64-bit system")
+    return f"{sys.version.split()[0]} on {platform.machine()}"
+
+
+def _interpreter(_config: Config) -> str:
+    return _in_child(_ENGINE, "install it with pip install 'hedgerow[agent]'")
+
+
+def _kernels(_config: Config) -> str:
+    seconds = _in_child(_KERNELS + _KERNEL_TIME, "install it with pip install 'hedgerow[jit]'")
+    if float(seconds) > 5.0:
+        raise Wrong(f"the first kernel took {seconds} s, so they were not compiled yet: run edge-agent warm")
+    return f"loaded in {seconds} s"
+
+
+def _in_child(code: str, advice: str) -> str:
+    """Run a line of Python elsewhere: this process shall not load NumPy, and a crash shall be a finding."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    if done.returncode != 0:
+        complaint = (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
+        raise Wrong(f"{complaint}; {advice}")
+    return done.stdout.strip()
+
+
+def _key(config: Config) -> str:
+    try:
+        return keys.public_text(keys.load_seed(config.device.key))
+    except keys.KeyTextError as error:
+        raise Wrong(str(error)) from error
+
+
+def _state(config: Config) -> str:
+    root = config.device.state
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        probe = root / f".doctor-{os.getpid()}"
+        probe.write_bytes(b"probe")
+        probe.unlink()
+        free = shutil.disk_usage(root).free
+    except OSError as error:
+        raise Wrong(f"cannot write under {root}: {error.strerror}; give it to the user of the agent") from error
+    if free < FREE_BYTES_MIN:
+        raise Wrong(f"{free >> 20} MB free under {root}: free {FREE_BYTES_MIN >> 20} MB for models and samples")
+    return f"{root} writable, {free >> 20} MB free"
+
+
+def _clock(_config: Config) -> str:
+    if time.time() < CLOCK_MIN_S:
+        raise Wrong("the clock stands before 2024: TLS certificates will not verify until it is set (timedatectl)")
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+
+
+def _mqtt(config: Config) -> str:
+    from edge_agent.config import ConfigError, password
+    from wire.link import Link, LinkDown, LinkEvent, LinkUp
+
+    mqtt, events = config.mqtt, queue.SimpleQueue[LinkEvent]()
+    try:
+        link = Link(
+            mqtt.url,
+            f"{config.device.fleet}-{config.device.id}-doctor",  # the agent's own id would throw the agent out
+            filters=[topics.shared(config.device.fleet, "+")],
+            will=None,
+            post=events.put,
+            jitter=random.Random(0),  # noqa: S311
+            username=mqtt.username,
+            password=password(config),
+            ca_file=mqtt.ca_file,
+            cert_file=mqtt.cert_file,
+            key_file=mqtt.key_file,
+        )
+    except (ValueError, ConfigError) as error:
+        raise Wrong(str(error)) from error
+    link.start()
+    try:
+        event = events.get(timeout=CONNECT_S)
+    except queue.Empty:
+        raise Wrong(f"{mqtt.url} does not answer within {CONNECT_S:.0f} s: is it the right host and port?") from None
+    finally:
+        link.stop()
+    match event:
+        case LinkUp():
+            return f"{mqtt.url} answers"
+        case LinkDown(reason=reason):
+            raise Wrong(reason)
+    raise Wrong(f"{mqtt.url} sent a message before it let us in")
+
+
+def _samples(config: Config) -> str:
+    try:
+        store = samples.Samples(config.samples_path)
+        count = store.count_labelled()
+    except (samples.SamplesError, OSError) as error:
+        raise Wrong(str(error)) from error
+    if count == 0:
+        raise Wrong(f"{config.samples_path} has no labelled window: add some with edge-agent samples add")
+    return f"{count} labelled windows of shape {store.shape}"
+
+
+def _budget(config: Config) -> str:
+    now, limits = host.read(), config.budget
+    unknown = [
+        name
+        for name, limit, value in (
+            ("temperature_c_max", limits.temperature_c_max, now.temperature_c),
+            ("battery_rate_min", limits.battery_rate_min, now.battery_rate),
+            ("mains_only", limits.mains_only or None, now.on_mains),
+        )
+        if limit is not None and value is None
+    ]
+    if unknown:
+        raise Wrong(f"this host cannot tell what {', '.join(unknown)} limits, so it will never train: drop the limit")
+    return f"temperature {now.temperature_c}, battery {now.battery_rate}, mains {now.on_mains} (None: unknown)"
+
+
+CHECKS: Final[tuple[tuple[str, Callable[[Config], str], bool], ...]] = (
+    ("python", _python, True),
+    ("interpreter", _interpreter, True),
+    ("kernels", _kernels, True),
+    ("key", _key, True),
+    ("state", _state, True),
+    ("clock", _clock, False),
+    ("mqtt", _mqtt, True),
+    ("samples", _samples, True),
+    ("budget", _budget, True),
+)

@@ -1,0 +1,101 @@
+"""The prediction child: windows in, labels out, by the newest model version that is whole on flash.
+
+    windows ─▶ frozen part ─▶ features ─▶ head with the version's params ─▶ label
+
+Its first form is for files: `edge-agent predict`. Like the trainer it is a process of its own, so that neither the
+agent nor a command pays for NumPy and the model runtime, and it dies with whoever started it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from edge_agent import child, flash
+from edge_agent.trainer import MODEL_FILE, PARAMS_FILE
+
+
+class PredictionError(Exception):
+    """Nothing was predicted; the sentence says why."""
+
+
+class Prediction(NamedTuple):
+    """The labels of all windows; `correct` of `known` is the accuracy where the file brought labels."""
+
+    model_version: int
+    labels: list[int]
+    correct: int
+    known: int
+
+
+def predict(root: Path, source: Path) -> Prediction:
+    """Run the child over the .npz file `source` with the state directory `root`. Raises PredictionError."""
+    ends: queue.SimpleQueue[child.Ended] = queue.SimpleQueue()
+    running = child.Child("edge_agent.predictor", {"root": str(root), "source": str(source)}, ends.put)
+    try:
+        ended = ends.get()
+    finally:
+        running.kill()
+    if not ended.answer:
+        raise PredictionError(ended.reason)
+    if ended.answer["reason"]:
+        raise PredictionError(ended.answer["reason"])
+    return Prediction(**ended.answer["prediction"])
+
+
+def main() -> int:
+    """Run as `python -m edge_agent.predictor`: exit status 0 with labels, 1 with a reason."""
+    task, tell = child.begin()
+    reason, prediction = "", None
+    try:
+        prediction = _predict(Path(task["root"]), Path(task["source"]))
+    except (PredictionError, OSError, ImportError, MemoryError, ValueError) as error:
+        reason = str(error) or type(error).__name__
+    tell({"reason": reason, "prediction": prediction._asdict() if prediction else None})
+    return 1 if reason else 0
+
+
+def _predict(root: Path, source: Path) -> Prediction:
+    import numpy as np
+
+    from edge_agent.sources.files import SourceError, read_npz
+    from engine import train
+    from engine.models import interpreter, plan, tflite
+
+    model = flash.load_model(root)
+    if model is None:
+        raise PredictionError(f"no model is on flash under {root} yet: it comes with the first round that trains here")
+    data, raw = (_content(root, model, name) for name in (MODEL_FILE, PARAMS_FILE))
+    try:
+        windows, labels = read_npz(source)
+        graph = tflite.read(data)
+        head = plan.head_of(graph, model.train)
+        params = np.frombuffer(raw, dtype="<f4").astype(np.float32)
+        answers = train.predict(interpreter.features(data, graph, head, windows), params, head)
+    except (SourceError, train.TrainingError) as error:
+        raise PredictionError(str(error)) from error
+    known = labels >= 0
+    correct = int(np.count_nonzero(answers[known] == labels[known]))
+    return Prediction(model.version, [int(label) for label in answers], correct, int(np.count_nonzero(known)))
+
+
+def _content(root: Path, model: flash.Model, name: str) -> bytes:
+    digest = next((file.digest for file in model.files if file.name == name), b"")
+    data = flash.read_file(flash.file_path(root, digest)) if digest else None
+    if data is None or hashlib.sha256(data).digest() != digest:
+        raise PredictionError(f"{name} of version {model.version} is not whole on flash: wait for the next round")
+    return data
+
+
+def as_json(prediction: Prediction) -> str:
+    """One JSON object."""
+    tree: dict[str, Any] = prediction._asdict()
+    return msgspec.json.encode(tree).decode()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,434 @@
+"""The agent's shell: one loop, one owner, no lock.
+
+The link's thread, a child's thread, signals and the clock only *put* into the inbox. The loop takes one event at a
+time, asks the machine in `edge_agent.agent` what follows, and performs the effects in their order: what must be on
+flash is there before anything speaks of it. One key=value line per event that had effects goes to stdout.
+
+What the world does wrong ends the program with one sentence: the disk is full, the lock is taken. Starting up again
+is the recovery; the outbox on flash is the memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import queue
+import random
+import signal
+import time
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
+
+import msgspec
+
+from edge_agent import child, config, effects, flash, host, samples, status, story, trainer
+from edge_agent.agent import Agent, Identity
+from edge_agent.log import log
+from wire import keys, topics
+from wire.link import Arrived, Link, LinkDown, LinkEvent, LinkUp
+
+if TYPE_CHECKING:
+    from edge_agent.effects import Effect, Event
+
+READING_MS: Final = 10_000
+INBOX_MAX: Final = 200  # messages beyond are dropped: whoever needs an answer asks again
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_VOLATILE: Final = frozenset({"temperature_c", "battery_rate", "rss_kb"})  # new figures that are worth no write
+
+
+class ServiceError(Exception):
+    """The agent cannot start, or not go on; one sentence."""
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """A signal asked the agent to end."""
+
+    signal_name: str
+
+
+Item: TypeAlias = "Event | LinkDown | child.Ended | Stop"
+
+
+def run(settings: config.Config) -> None:
+    """Run until SIGTERM or SIGINT. Raises ServiceError with one sentence when it cannot start, or not go on."""
+    root = settings.device.state
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (root / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ServiceError(f"another agent runs with {root}: one state directory, one agent") from error
+            _open(settings).run()
+    except OSError as error:
+        _give_up(settings, error)
+
+
+def _open(settings: config.Config) -> Service:
+    try:
+        return Service(settings)
+    except (flash.FlashError, config.ConfigError, ValueError) as error:  # KeyTextError is a ValueError
+        raise ServiceError(str(error)) from error
+
+
+def _give_up(settings: config.Config, error: OSError) -> NoReturn:
+    root = settings.device.state
+    what = f"cannot use {error.filename or root}: {error.strerror or error}"
+    if error.errno in _FULL:
+        what += f"; free some space on the disk of {root}, at least 1 MB, and start the agent again"
+    raise ServiceError(f"{what}. Nothing was sent that is not on flash") from error
+
+
+class _Training(msgspec.Struct, eq=False):
+    """One training child and what it is for."""
+
+    child: child.Child
+    round_id: int
+    stopped: str = ""  # why we killed it
+
+
+class Service:
+    """Everything that one running agent holds. `run` is its whole life."""
+
+    def __init__(self, settings: config.Config) -> None:
+        self._settings = settings
+        self._root = settings.device.state
+        self._inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        self._flash = flash.Flash(self._root)
+        self._kept = self._flash.load()  # what is on flash now
+        self._story = story.Story()
+        self._began = time.monotonic()
+        self._connection = 0  # written by the link's thread alone
+        self._trainings: list[_Training] = []  # the running one last; killed ones until they were logged
+        self._samples: samples.Samples | None = None
+        self._samples_reason = ""
+        self._link_reason: str | None = ""  # None: it is up
+        self._host = host.Host(None, None, None)
+        self._num_examples = 0
+        self._dropped = 0
+        self._next_reading_ms = 0
+        self._next_status_ms = 0
+        self._shown: dict[str, Any] = {}
+        self._agent, self._link = self._assemble()
+
+    def _assemble(self) -> tuple[Agent, Link]:
+        device, mqtt = self._settings.device, self._settings.mqtt
+        # Not for secrets: it only spreads a fleet's resends and reconnections.
+        jitter = random.Random(os.urandom(16))  # noqa: S311
+        identity = Identity(
+            fleet=device.fleet,
+            device_id=device.id,
+            sign=keys.load_signer(device.key),
+            verify_coordinator=keys.verifier(device.coordinator_key),
+            software=_software(),
+        )
+        every_ms = self._settings.telemetry.every_s * 1000
+        agent = Agent(identity, self._kept, self._settings.budget.limits(), jitter, telemetry_ms=every_ms)
+        link = Link(
+            mqtt.url,
+            f"{device.fleet}-{device.id}",
+            filters=topics.device_filters(device.fleet, device.id),
+            will=self._next_will,
+            post=self._post,
+            jitter=jitter,
+            username=mqtt.username,
+            password=config.password(self._settings),
+            ca_file=mqtt.ca_file,
+            cert_file=mqtt.cert_file,
+            key_file=mqtt.key_file,
+        )
+        return agent, link
+
+    def run(self) -> None:
+        """Boot, serve events, and end well or badly; the story of it is on flash in either case."""
+        ending = "crash"
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda n, _frame: self._inbox.put(Stop(signal.Signals(n).name)))
+            self._boot()
+            while not isinstance(item := self._next(), Stop):
+                self._on_item(item)
+            ending = item.signal_name
+            if self._link_reason is None:  # first, so that presence is right although no will is published
+                self._link.publish(*self._agent.last_will(self._connection))
+        except Exception as error:
+            ending = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            for training in self._trainings:
+                training.child.kill()
+            self._link.stop()
+            self._leave(ending)
+
+    def _boot(self) -> None:
+        if self._kept.outbox:
+            log("outbox-found", round=self._kept.outbox_round_id, digest=_hex_digest(self._kept.outbox))
+        self._handle(effects.Booted())
+        self._handle(self._reading())
+        self._link.start()
+        log("ready", pid=os.getpid(), device=self._settings.device.id, rss_kb=_rss_kb())
+
+    def _leave(self, ending: str) -> None:
+        log("end", reason=ending)
+        self._link_reason = "the agent has ended"
+        try:
+            self._story.save(self._root / "story", ending)
+            status.write(self._root, self._look())
+        except OSError as error:  # the disk that ended us may be full; what matters is in the slots
+            log("story-lost", reason=str(error))
+
+    # What comes
+
+    def _next(self) -> Item:
+        """The next event: a due reading or tick, or else whatever comes before those are due."""
+        now = self._now_ms()
+        if now >= self._next_status_ms:
+            self._show(now)
+        if now >= self._next_reading_ms:
+            return self._reading()
+        wake = self._agent.wake_at_ms
+        if wake is not None and now >= wake:  # also while messages pour in
+            return effects.Tick()
+        until = self._next_reading_ms if wake is None else min(wake, self._next_reading_ms)
+        try:
+            return self._inbox.get(timeout=(until - now) / 1000)
+        except queue.Empty:
+            return self._next()
+
+    def _on_item(self, item: Event | LinkDown | child.Ended) -> None:
+        match item:
+            case LinkDown(reason=reason):
+                self._link_reason = reason
+                log("link", up=0, reason=reason)
+                self._handle(effects.Disconnected())
+            case effects.Connected():
+                self._link_reason = None
+                log("link", up=1, reason="")
+                self._handle(item)
+            case child.Ended():
+                self._on_ended(item)
+            case _:
+                self._handle(item)
+
+    def _post(self, event: LinkEvent) -> None:
+        """Called in the link's thread."""
+        match event:
+            case LinkUp():
+                self._inbox.put(effects.Connected(self._connection))
+            case Arrived(topic=topic, payload=payload):
+                if self._inbox.qsize() < INBOX_MAX:
+                    self._inbox.put(effects.Received(topic, payload))
+                else:
+                    self._dropped += 1
+            case LinkDown():
+                self._inbox.put(event)
+
+    def _next_will(self) -> tuple[str, bytes]:
+        """Called in the link's thread before each attempt to connect."""
+        self._connection += 1
+        return self._agent.last_will(self._connection)
+
+    def _reading(self) -> effects.Reading:
+        self._next_reading_ms = self._now_ms() + READING_MS
+        self._host = host.read()
+        self._num_examples = self._count_labelled()
+        return effects.Reading(
+            temperature_c=self._host.temperature_c,
+            battery_rate=self._host.battery_rate,
+            on_mains=self._host.on_mains,
+            num_examples=self._num_examples,
+            bytes_up=self._link.bytes_up,
+            bytes_down=self._link.bytes_down,
+        )
+
+    def _count_labelled(self) -> int:
+        try:
+            self._samples = self._samples or samples.Samples(self._settings.samples_path)
+            return self._samples.count_labelled()
+        except (samples.SamplesError, OSError) as error:
+            if str(error) != self._samples_reason:
+                log("samples", reason=str(error))
+            self._samples, self._samples_reason = None, str(error)
+            return 0
+
+    def _on_ended(self, ended: child.Ended) -> None:
+        training = next(training for training in self._trainings if training.child is ended.child)
+        self._trainings.remove(training)
+        answer = trainer.answer_of(ended.answer) if ended.answer else trainer.Answer(reason=ended.reason)
+        reason = training.stopped or answer.reason
+        log(
+            "trainer",
+            round=training.round_id,
+            ok=0 if reason else 1,
+            peak_rss_kb=ended.peak_rss_kb,
+            cpu_s=ended.cpu_s,
+            wall_s=ended.wall_s,
+            reason=reason,
+        )
+        if training.stopped:
+            return  # the agent knows; no answer is owed
+        if reason:
+            self._handle(effects.TrainingFailed(training.round_id, reason))
+            return
+        log(
+            "learned",
+            round=training.round_id,
+            examples=answer.num_examples,
+            held_out=f"{answer.held_out_correct}/{answer.held_out_count}",
+            loss_before=answer.loss_before,
+            loss_after=answer.loss_after,
+            note=answer.note,
+        )
+        self._handle(
+            effects.Trained(
+                training.round_id,
+                answer.payload,
+                answer.num_examples,
+                answer.held_out_correct,
+                answer.held_out_count,
+            )
+        )
+
+    # What follows
+
+    def _handle(self, event: Event) -> None:
+        followed = self._agent.handle(event, self._now_ms())
+        what, names = _name_of(event), [type(effect).__name__ for effect in followed]
+        self._story.add(self._now_ms(), what, names)
+        for effect in followed:
+            self._perform(effect)
+        if followed:
+            work, why = self._agent.work.value, self._agent.reason
+            log("handled", what=what, effects=",".join(names), work=work, why=why)
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case effects.Persist(durable=durable):
+                self._persist(durable)
+            case effects.Publish(topic=topic, payload=payload):
+                self._link.publish(topic, payload)
+            case effects.OpenFile() | effects.WriteChunk() | effects.SealFile():
+                self._perform_on_file(effect)
+            case effects.StartTraining(job=job):
+                self._start(job)
+            case effects.StopTraining(reason=reason):
+                for training in self._trainings:
+                    training.stopped = training.stopped or f"stopped: {reason}"
+                    training.child.kill()
+            case effects.SetLabel(window=window, label=label):
+                if self._samples is not None:
+                    self._samples.set_label(window, label)
+            case effects.Forget(keep_files=files, keep_residuals=residuals):
+                self._flash.forget(files, residuals)
+
+    def _persist(self, durable: effects.Durable) -> None:
+        before = self._kept
+        self._flash.save(durable)
+        self._kept = durable
+        if durable.outbox and durable.outbox != before.outbox:
+            digest, size = _hex_digest(durable.outbox), len(durable.outbox)
+            log("outbox", round=durable.outbox_round_id, digest=digest, bytes=size)
+        elif before.outbox and not durable.outbox:
+            verdict = self._agent.receipt.verdict if self._agent.receipt else ""
+            log("receipt", round=before.outbox_round_id, verdict=verdict, digest=_hex_digest(before.outbox))
+
+    def _perform_on_file(self, effect: effects.OpenFile | effects.WriteChunk | effects.SealFile) -> None:
+        file = effect.file
+        try:
+            match effect:
+                case effects.OpenFile():
+                    self._inbox.put(self._flash.open_file(file))
+                case effects.WriteChunk(index=index, data=data):
+                    self._flash.write_chunk(file, index, data)
+                case effects.SealFile():
+                    self._inbox.put(self._flash.seal_file(file))
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise  # a card that fails may not be believed: end, and start again
+            reason = f"no room for {file.name} of {file.size_bytes} bytes: free some space on the disk of {self._root}"
+            self._inbox.put(effects.FileFailed(file.digest, reason))
+
+    def _start(self, job: effects.Job) -> None:
+        task = trainer.Task(
+            job, str(self._root), str(self._settings.samples_path), self._settings.samples.held_out_rate
+        )
+        try:
+            self._flash.note_model(flash.Model(job.base_version, job.plan.train, job.files))
+            running = child.Child("edge_agent.trainer", trainer.tree_of(task), self._inbox.put)
+        except OSError as error:
+            reason = f"the trainer cannot be started: {error.strerror or error}"
+            self._inbox.put(effects.TrainingFailed(job.round_id, reason))
+            return
+        self._trainings.append(_Training(running, job.round_id))
+
+    # What is told
+
+    def _show(self, now_ms: int) -> None:
+        """Leave the status if it says something new. A full disk is no reason to stop working."""
+        self._next_status_ms = now_ms + status.WRITE_MS_MIN
+        look = self._look()
+        shown = {key: value for key, value in msgspec.structs.asdict(look).items() if key not in _VOLATILE}
+        if shown == self._shown:
+            return
+        self._shown = shown
+        try:
+            status.write(self._root, look)
+        except OSError as error:
+            log("status-lost", reason=str(error))
+
+    def _look(self) -> status.Status:
+        agent, durable, refused = self._agent, self._agent.durable, dict(self._agent.refused_count)
+        if self._dropped:
+            refused["too-many"] = self._dropped
+        return status.Status(
+            device_id=self._settings.device.id,
+            fleet=self._settings.device.fleet,
+            pid=os.getpid(),
+            boot=durable.boot,
+            link_up=self._link_reason is None,
+            link_reason=self._link_reason or "",
+            work=agent.work.value,
+            reason=agent.reason,
+            model_version=durable.model_version,
+            last_round_id=durable.last_round_id,
+            outbox_round_id=durable.outbox_round_id,
+            outbox_bytes=len(durable.outbox),
+            num_examples=self._num_examples,
+            bytes_up=self._link.bytes_up,
+            bytes_down=self._link.bytes_down,
+            reconnects=self._link.reconnects,
+            refused=refused,
+            temperature_c=self._host.temperature_c,
+            battery_rate=self._host.battery_rate,
+            on_mains=self._host.on_mains,
+            rss_kb=_rss_kb(),
+        )
+
+    def _now_ms(self) -> int:
+        return int((time.monotonic() - self._began) * 1000)
+
+
+def _name_of(event: Event) -> str:
+    """`received-offer`, `trained` and so on. A topic is hostile text: only the names we know are repeated."""
+    name = type(event).__name__.lower()
+    if isinstance(event, effects.Received):
+        kind = event.topic.rpartition("/")[2]
+        name += f"-{kind}" if kind in (*topics.DN_KINDS, *topics.SHARED_KINDS) else "-other"
+    return name
+
+
+def _software() -> str:
+    try:
+        return f"edge-agent-{metadata.version('hedgerow')}"
+    except metadata.PackageNotFoundError:
+        return "edge-agent"
+
+
+def _hex_digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _rss_kb() -> int:
+    return (host.rss_bytes() or 0) // 1024

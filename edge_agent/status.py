@@ -1,0 +1,104 @@
+"""What the agent is doing, and why not more: the small file that it leaves for `edge-agent status`.
+
+The agent rewrites `status.json` when something changed, at most every ten seconds and without waiting for the card.
+The reader asks the agent's lock, not the file, whether the agent runs: a file cannot tell that its writer is gone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from edge_agent import flash
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WRITE_MS_MIN = 10_000
+
+
+class Status(Struct, frozen=True):
+    """One look at the agent."""
+
+    device_id: str
+    fleet: str
+    pid: int
+    boot: int
+    link_up: bool
+    link_reason: str  # why it is down
+    work: str
+    reason: str  # why it does not do more
+    model_version: int
+    last_round_id: int
+    outbox_round_id: int
+    outbox_bytes: int
+    num_examples: int
+    bytes_up: int
+    bytes_down: int
+    reconnects: int
+    refused: dict[str, int]  # what arrived and was not believed
+    temperature_c: float | None
+    battery_rate: float | None
+    on_mains: bool | None
+    rss_kb: Annotated[int, Meta(ge=0)]
+
+
+class StatusError(Exception):
+    """There is no status; the sentence says why."""
+
+
+def write(root: Path, status: Status) -> None:
+    """Leave `status` in the state directory."""
+    flash.write_file(root / "status.json", msgspec.json.format(msgspec.json.encode(status)), synced=False)
+
+
+def read(root: Path) -> tuple[Status, bool]:
+    """(the last status, whether its agent still runs)."""
+    data = flash.read_file(root / "status.json")
+    if data is None:
+        raise StatusError(f"no agent has run with {root} yet: edge-agent run starts one")
+    try:
+        return msgspec.json.decode(data, type=Status), is_running(root)
+    except msgspec.MsgspecError as error:
+        raise StatusError(f"{root / 'status.json'} is damaged: the agent rewrites it within a minute") from error
+
+
+def is_running(root: Path) -> bool:
+    """Whether an agent holds the lock of this state directory."""
+    try:
+        with (root / "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def as_lines(status: Status, *, running: bool) -> list[str]:
+    """What a person reads."""
+    link = "up" if status.link_up else f"down: {status.link_reason or 'not connected yet'}"
+    outbox = f"the update of round {status.outbox_round_id}, {status.outbox_bytes} bytes, waits for its receipt"
+    refused = ", ".join(f"{count} {why}" for why, count in sorted(status.refused.items()))
+    lines = [
+        f"{status.device_id} of {status.fleet}: {status.work if running else 'not running'}",
+        f"why not more: {status.reason}" if status.reason else "",
+        f"link {link}",
+        f"model version {status.model_version}, last round {status.last_round_id}",
+        f"outbox: {outbox}" if status.outbox_bytes else "outbox: empty",
+        f"{status.num_examples} labelled examples",
+        f"{status.bytes_up} bytes sent, {status.bytes_down} received, {status.reconnects} reconnections",
+        f"not believed: {refused}" if refused else "",
+        (
+            f"{_or_unknown(status.temperature_c, ' C')}, battery {_or_unknown(status.battery_rate, '')}, "
+            f"{status.rss_kb // 1024} MB of memory"
+        ),
+    ]
+    return [line for line in lines if line]
+
+
+def _or_unknown(value: Any, unit: str) -> str:
+    return "unknown" if value is None else f"{value:.2f}{unit}"

@@ -1,0 +1,89 @@
+"""A child process: its answer is whole or none, and it never outlives who started it."""
+
+from __future__ import annotations
+
+import queue
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edge_agent.child import Child, Ended
+from tests.real.scripted_coordinator import is_alive
+
+BEGIN = "from edge_agent import child\ntask, answer = child.begin()\n"
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """Start a child that runs these lines; returns it and the queue of its end."""
+
+    def starter(lines: str, task: object = None) -> tuple[Child, queue.SimpleQueue[Ended]]:
+        (tmp_path / "a_child.py").write_text(lines)
+        monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path.cwd()}")
+        ends: queue.SimpleQueue[Ended] = queue.SimpleQueue()
+        return Child("a_child", task, ends.put), ends
+
+    return starter
+
+
+def test_a_task_goes_in_and_an_answer_comes_out_whatever_is_printed(start):
+    task = {"bytes": b"x" * 300_000, "number": 7}
+    running, ends = start(BEGIN + "print('noise', flush=True)\nanswer({'back': task})", task)
+    ended = ends.get(timeout=30)
+    assert (ended.child, ended.answer, ended.reason) == (running, {"back": task}, "")
+    assert ended.wall_s > 0
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        ("raise SystemExit(3)", "status 3"),
+        ("import os\nos.abort()", "SIGABRT"),
+        ("import os\nos.kill(os.getpid(), 9)", "SIGKILL"),
+        ("import sys\nsys.stdout.buffer.write(b'HANS rubbish that is long enough')", "without an answer"),
+        (BEGIN + "import os\nos.write(3, b'x')\nraise SystemExit(0)", "without an answer"),
+    ],
+)
+def test_a_child_without_an_answer_ends_with_a_reason(start, lines, reason):
+    _, ends = start(lines)
+    ended = ends.get(timeout=30)
+    assert ended.answer is None
+    assert reason in ended.reason
+
+
+def test_a_killed_child_is_gone_when_kill_returns_and_still_posts_its_end(start):
+    running, ends = start(BEGIN + "import time\ntime.sleep(600)")
+    running.kill()
+    assert not is_alive(running.pid)
+    assert "SIGKILL" in ends.get(timeout=5).reason
+    running.kill()  # again is no harm
+
+
+def test_a_child_dies_with_its_parent(tmp_path):
+    lines = BEGIN + f"open({str(tmp_path / 'began')!r}, 'w').close()\nimport time\ntime.sleep(600)"
+    (tmp_path / "a_child.py").write_text(lines)
+    code = "import time; from edge_agent.child import Child; print(Child('a_child', 1, print).pid, flush=True); time.sleep(600)"
+    env = {"PYTHONPATH": f"{tmp_path}:{Path.cwd()}", "PATH": "/usr/bin"}
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env)
+    pid = int(parent.stdout.readline())
+    until = time.monotonic() + 60
+    while not (tmp_path / "began").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert is_alive(pid)
+    parent.kill()
+    parent.wait()
+    until = time.monotonic() + 2
+    while is_alive(pid) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not is_alive(pid)
+
+
+def test_a_child_whose_parent_is_another_does_not_begin():
+    done = subprocess.run(
+        [sys.executable, "-c", BEGIN, "1"], capture_output=True, text=True, check=False, input="", timeout=60
+    )
+    assert done.returncode == 1
+    assert "the agent that started this child is gone" in done.stderr

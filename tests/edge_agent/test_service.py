@@ -1,0 +1,226 @@
+"""The shell, without a network: what it does when the disk is full, messages pour in, or a child ends."""
+
+from __future__ import annotations
+
+import errno
+import queue
+
+import msgspec
+import pytest
+
+from edge_agent import child, config, flash, service, status, story, trainer
+from edge_agent.effects import (
+    Connected,
+    Disconnected,
+    Durable,
+    FileFailed,
+    FileState,
+    OpenFile,
+    Persist,
+    Reading,
+    SetLabel,
+    StopTraining,
+    Trained,
+    TrainingFailed,
+)
+from edge_agent.log import line
+from edge_agent.samples import create
+from tests.edge_agent.stage import PLAN, manifest
+from wire import keys
+from wire.link import Arrived, LinkUp
+
+FULL = OSError(errno.ENOSPC, "No space left on device", "state.a")
+
+
+@pytest.fixture
+def settings(tmp_path) -> config.Config:
+    coordinator = keys.public_text(keys.generate())
+    return config.load(config.make(tmp_path, "dev-1", "fleet-1", "mqtt://127.0.0.1:9", coordinator).path)
+
+
+@pytest.fixture
+def shell(settings) -> service.Service:
+    return service.Service(settings)
+
+
+def queued(shell: service.Service) -> list[object]:
+    items = []
+    while True:
+        try:
+            items.append(shell._inbox.get_nowait())
+        except queue.Empty:
+            return items
+
+
+def refuse(error: OSError):
+    def fail(*_args):
+        raise error
+
+    return fail
+
+
+def test_the_connection_that_is_told_is_the_one_of_the_will(shell):
+    for _attempt in range(3):
+        shell._next_will()
+    shell._post(LinkUp())
+    assert queued(shell) == [Connected(3)]
+
+
+def test_a_flood_of_messages_is_bounded_and_counted(shell):
+    for _ in range(service.INBOX_MAX + 50):
+        shell._post(Arrived("t", b"p", retain=False))
+    assert shell._inbox.qsize() == service.INBOX_MAX
+    assert shell._look().refused == {"too-many": 50}
+
+
+def test_a_due_tick_comes_before_what_waits_in_the_inbox(shell, monkeypatch):
+    shell._post(Arrived("t", b"p", retain=False))
+    shell._next_reading_ms = 10**9
+    monkeypatch.setattr(type(shell._agent), "wake_at_ms", 0)
+    assert type(shell._next()).__name__ == "Tick"
+
+
+def test_a_full_disk_for_a_model_file_is_an_event_and_for_the_state_the_end(shell, monkeypatch):
+    file = manifest().files[0]
+    monkeypatch.setattr(shell._flash, "open_file", refuse(FULL))
+    shell._perform(OpenFile(file))
+    (failed,) = queued(shell)
+    assert isinstance(failed, FileFailed)
+    assert "no room for model.tflite" in failed.reason
+    monkeypatch.setattr(shell._flash, "save", refuse(FULL))
+    with pytest.raises(OSError, match="No space"):
+        shell._perform(Persist(Durable(boot=1)))
+
+
+def test_a_card_that_fails_is_not_believed(shell, monkeypatch):
+    monkeypatch.setattr(shell._flash, "open_file", refuse(OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(OSError, match="Input/output"):
+        shell._perform(OpenFile(manifest().files[0]))
+
+
+def test_a_full_disk_is_one_sentence_with_what_to_do(settings, monkeypatch, capsys):
+    monkeypatch.setattr(flash.Flash, "save", refuse(FULL))
+    with pytest.raises(service.ServiceError) as caught:
+        service.run(settings)
+    assert "No space left on device; free some space on the disk of" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "event=ready" not in capsys.readouterr().out
+
+
+def test_a_key_that_others_may_read_and_two_damaged_slots_are_sentences(settings):
+    settings.device.key.chmod(0o644)
+    with pytest.raises(service.ServiceError, match="chmod 600"):
+        service.run(settings)
+    settings.device.key.chmod(0o600)
+    for name in ("state.a", "state.b"):
+        (settings.device.state / name).write_bytes(b"rubbish" * 9)
+    with pytest.raises(service.ServiceError, match="both damaged"):
+        service.run(settings)
+
+
+def test_the_file_effects_are_answered_in_order(shell):
+    for file in manifest().files:
+        shell._perform(OpenFile(file))
+    assert queued(shell) == [FileState(file.digest, ready=False, have=frozenset()) for file in manifest().files]
+
+
+def test_a_label_reaches_the_store_and_none_is_no_harm(shell, settings):
+    shell._perform(SetLabel(1, 3))
+    create(settings.samples_path, (2,), 5).append(b"\0" * 8)
+    assert shell._reading().num_examples == 0
+    shell._perform(SetLabel(1, 3))
+    assert shell._reading() == Reading(num_examples=1, temperature_c=shell._host.temperature_c)
+
+
+class FakeChild:
+    killed = False
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+def training(shell: service.Service, monkeypatch, round_id: int = 1) -> tuple[FakeChild, list]:
+    handled: list = []
+    fake = FakeChild()
+    monkeypatch.setattr(shell, "_handle", handled.append)
+    shell._trainings.append(service._Training(fake, round_id))
+    return fake, handled
+
+
+def ended(fake: FakeChild, answer: trainer.Answer | None, reason: str = "") -> child.Ended:
+    tree = msgspec.to_builtins(answer, builtin_types=(bytes,)) if answer else None
+    return child.Ended(fake, tree, reason, 168_000, 1.25, 2.5)
+
+
+def test_a_childs_answer_becomes_an_event_and_one_line(shell, monkeypatch, capsys):
+    fake, handled = training(shell, monkeypatch)
+    shell._on_ended(ended(fake, trainer.Answer(payload=b"p", num_examples=9, held_out_correct=1, held_out_count=2)))
+    assert handled == [Trained(1, b"p", 9, 1, 2)]
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == 'event=trainer round=1 ok=1 peak_rss_kb=168000 cpu_s=1.250 wall_s=2.500 reason=""'
+
+
+def test_a_reason_and_an_end_without_one_are_failures(shell, monkeypatch):
+    fake, handled = training(shell, monkeypatch)
+    shell._on_ended(ended(fake, trainer.Answer(reason="no luck")))
+    fake, more = training(shell, monkeypatch, 2)
+    shell._on_ended(ended(fake, None, "killed"))
+    assert handled + more == [TrainingFailed(1, "no luck"), TrainingFailed(2, "killed")]
+
+
+def test_what_a_stopped_child_still_says_is_told_to_the_log_alone(shell, monkeypatch, capsys):
+    fake, handled = training(shell, monkeypatch)
+    shell._perform(StopTraining("deadline"))
+    assert fake.killed
+    shell._on_ended(ended(fake, trainer.Answer(payload=b"p", num_examples=9)))
+    assert handled == []
+    assert 'ok=0 peak_rss_kb=168000 cpu_s=1.250 wall_s=2.500 reason="stopped: deadline"' in capsys.readouterr().out
+
+
+def test_a_trainer_that_cannot_be_started_is_a_failure_of_the_round(shell, monkeypatch):
+    monkeypatch.setattr(child, "Child", refuse(OSError(errno.ENOMEM, "Cannot allocate memory")))
+    from edge_agent.effects import Job
+
+    shell._start(Job("dev-1", 4, 1, PLAN, manifest().files, 0))
+    (failed,) = queued(shell)
+    assert failed == TrainingFailed(4, "the trainer cannot be started: Cannot allocate memory")
+
+
+def test_the_status_is_written_when_it_says_something_new_and_only_then(shell, settings):
+    shell._show(0)
+    path = settings.device.state / "status.json"
+    first = path.stat().st_ino
+    shell._show(20_000)
+    assert path.stat().st_ino == first
+    shell._handle(Disconnected())
+    shell._num_examples = 5
+    shell._show(40_000)
+    assert path.stat().st_ino != first
+    found, running = status.read(settings.device.state)
+    assert (found.num_examples, running) == (5, False)
+    text = "\n".join(status.as_lines(found, running=running))
+    assert "not running" in text
+    assert "5 labelled examples" in text
+    path.write_bytes(b"{")
+    with pytest.raises(status.StatusError, match="damaged"):
+        status.read(settings.device.state)
+    path.unlink()
+    with pytest.raises(status.StatusError, match="edge-agent run"):
+        status.read(settings.device.state)
+
+
+def test_a_log_line_stays_one_line_and_sentences_stand_in_quotes():
+    assert line("x", a=1, b=1.5, c="word-1", d="two words") == 'event=x a=1 b=1.500 c=word-1 d="two words"'
+    assert line("x", reason="stale", note='a\n"b"') == 'event=x reason="stale" note="a\\n\\"b\\""'
+    assert line("x", empty="") == 'event=x empty=""'
+
+
+def test_a_story_is_bounded_and_can_be_read_back(tmp_path):
+    told = story.Story(length_max=3)
+    for number in range(5):
+        told.add(number, f"event-{number}", ["Persist", "Publish"])
+    told.save(tmp_path / "story", "SIGTERM")
+    ending, entries = story.load(tmp_path / "story")
+    assert ending == "SIGTERM"
+    assert [entry.at_ms for entry in entries] == [2, 3, 4]
+    assert entries == told.entries()

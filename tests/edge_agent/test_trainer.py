@@ -1,0 +1,184 @@
+"""The training child's work: the update it makes, what it refuses, and that it ends well as a process."""
+
+from __future__ import annotations
+
+import fcntl
+import queue
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+import pytest
+
+from edge_agent import child, flash, samples, trainer
+from edge_agent.effects import Job
+from edge_agent.trainer import Base, TrainerError, train
+from engine.codec import residual, sparse
+from engine.models.graph import ModelError
+from engine.train import TrainingError
+from tests.real.scripted_coordinator import HEAD, MODEL, PARAMS, QUICK, write_digits
+from wire import chunks
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FILES = (chunks.split("model.tflite", MODEL), chunks.split("params.f32", PARAMS))
+JOB = Job("dev-1", 3, 1, QUICK, FILES, 0)
+BASE = Base(MODEL, PARAMS)
+RATE = 0.2
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory) -> samples.Arrays:
+    with np.load(write_digits(tmp_path_factory.mktemp("digits") / "d.npz", 60)) as arrays:
+        return samples.Arrays(arrays["x"], arrays["y"].astype(np.int32), np.arange(1, 61, dtype=np.uint64))
+
+
+def test_the_update_is_sparse_and_what_it_leaves_out_is_owed(digits):
+    trained = train(JOB, BASE, digits, None, RATE)
+    sent = sparse.decode(trained.answer.payload, size=HEAD.num_params, k_max=QUICK.keep_count)
+    assert len(sent.indices) == QUICK.keep_count
+    assert np.count_nonzero(trained.residual) > QUICK.keep_count
+    assert trained.answer.loss_after < trained.answer.loss_before
+    assert trained.answer.note == ""
+
+
+def test_held_out_windows_measure_and_never_train(digits):
+    held_out = np.array([samples.is_held_out(int(n), RATE) for n in digits.numbers])
+    first = train(JOB, BASE, digits, None, RATE)
+    assert first.answer.held_out_count == held_out.sum()
+    assert first.answer.num_examples == (~held_out).sum()
+    spoilt = digits.windows.copy()
+    spoilt[held_out] = 1.0
+    again = train(JOB, BASE, digits._replace(windows=spoilt), None, RATE)
+    assert again.answer.payload == first.answer.payload
+
+
+def test_the_same_job_gives_the_same_bytes_and_another_device_others(digits):
+    again = train(JOB, BASE, digits, None, RATE)
+    assert again.answer == train(JOB, BASE, digits, None, RATE).answer
+    other = msgspec.structs.replace(JOB, device_id="dev-2")
+    assert train(other, BASE, digits, None, RATE).answer.payload != again.answer.payload
+
+
+def test_windows_without_a_label_wait(digits):
+    labels = digits.labels.copy()
+    labels[:30] = samples.UNKNOWN
+    answer = train(JOB, BASE, digits._replace(labels=labels), None, RATE).answer
+    assert answer.num_examples + answer.held_out_count == 30
+
+
+def test_what_is_owed_joins_the_update_and_a_damaged_debt_counts_as_none(digits):
+    without = train(JOB, BASE, digits, None, RATE)
+    owed = np.zeros(HEAD.num_params, np.float32)
+    owed[0] = 5.0
+    kept = residual.dump_residual(owed)
+    with_debt = train(JOB, BASE, digits, kept, RATE)
+    sent = sparse.decode(with_debt.answer.payload, size=HEAD.num_params, k_max=QUICK.keep_count)
+    assert sent.indices[0] == 0
+    damaged = train(JOB, BASE, digits, kept[:-1] + bytes([kept[-1] ^ 1]), RATE)
+    assert damaged.answer.payload == without.answer.payload
+    assert "damaged" in damaged.answer.note
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence", "change"),
+    [
+        (TrainerError, "plan is for another model", {"num_params": 5}),
+        (ModelError, "last-9", {"train": "last-9"}),
+        (TrainingError, "diverged", {"learning_rate": 100.0, "epochs": 50, "momentum": 0.99}),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_one_sentence(digits, error, sentence, change):
+    plan = msgspec.structs.replace(QUICK, **change)
+    with pytest.raises(error, match=sentence):
+        train(msgspec.structs.replace(JOB, plan=plan), BASE, digits, None, RATE)
+
+
+def test_a_model_that_is_none_and_params_of_another_length_are_refused(digits):
+    with pytest.raises(ModelError):
+        train(JOB, Base(b"not a model", PARAMS), digits, None, RATE)
+    with pytest.raises(TrainerError, match="bytes of them"):
+        train(JOB, Base(MODEL, PARAMS[:-4]), digits, None, RATE)
+    nan = np.full(HEAD.num_params, np.nan, "<f4").tobytes()
+    with pytest.raises(TrainingError):
+        train(JOB, Base(MODEL, nan), digits, None, RATE)
+
+
+def test_no_examples_at_all_is_told(digits):
+    nothing = samples.Arrays(*(array[:0] for array in digits))
+    with pytest.raises(TrainingError, match="no labelled samples"):
+        train(JOB, BASE, nothing, None, RATE)
+
+
+# As a process
+
+
+@pytest.fixture
+def root(tmp_path, digits) -> Path:
+    store = flash.Flash(tmp_path)
+    for file, data in zip(FILES, (MODEL, PARAMS), strict=True):
+        store.open_file(file)
+        for index in range(len(file.chunk_digests)):
+            store.write_chunk(file, index, chunks.chunk_at(data, file, index).data)
+        assert store.seal_file(file).ready
+    kept = samples.create(tmp_path / "samples", (8, 8, 1), 100)
+    kept.extend([window.astype("<f4").tobytes() for window in digits.windows], [int(label) for label in digits.labels])
+    return tmp_path
+
+
+def run(root: Path, job: Job = JOB) -> tuple[child.Ended, trainer.Answer]:
+    ends: queue.SimpleQueue[child.Ended] = queue.SimpleQueue()
+    task = trainer.Task(job, str(root), str(root / "samples"), RATE)
+    running = child.Child("edge_agent.trainer", trainer.tree_of(task), ends.put)
+    ended = ends.get(timeout=150)
+    assert ended.child is running
+    return ended, trainer.answer_of(ended.answer)
+
+
+def test_the_child_gives_what_the_function_gives_and_the_residual_is_on_flash(root, digits):
+    ended, answer = run(root)
+    expected = train(JOB, BASE, digits, None, RATE)
+    assert answer == expected.answer
+    assert flash.read_file(flash.residual_path(root, 3)) == residual.dump_residual(expected.residual)
+    assert 30_000 < ended.peak_rss_kb < 400_000
+    assert 0.1 < ended.cpu_s < 60
+    assert not list(root.glob("**/.*.new"))
+
+
+def test_a_damaged_model_file_is_told_and_leaves_no_residual(root):
+    path = flash.file_path(root, FILES[0].digest)
+    path.write_bytes(MODEL[:-1] + b"!")
+    _, answer = run(root)
+    assert answer.reason == "model.tflite of version 1 is damaged on flash; it is fetched again"
+    path.unlink()
+    assert run(root)[1].reason == answer.reason
+    assert not flash.residual_path(root, 3).exists()
+
+
+def test_one_trainer_per_state_directory(root):
+    with (root / "trainer.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "another trainer works" in run(root)[1].reason
+
+
+def test_a_residual_that_is_gone_is_noted_and_training_goes_on(root):
+    _, answer = run(root, msgspec.structs.replace(JOB, residual_round_id=2))
+    assert answer.reason == ""
+    assert "residual of round 2 is gone" in answer.note
+
+
+def test_a_store_of_other_windows_is_one_sentence(root):
+    (root / "samples").unlink()
+    samples.create(root / "samples", (4,), 100).append(np.zeros(4, "<f4").tobytes(), 1)
+    assert "windows are float32 (1, 4)" in run(root)[1].reason
+    (root / "samples").unlink()
+    assert "there are no samples" in run(root)[1].reason
+
+
+def test_no_room_for_the_residual_means_no_update(root):
+    (root / "residual").rename(root / "elsewhere")
+    (root / "residual").write_text("a file where the directory should be")
+    answer = run(root)[1]
+    assert answer.payload == b""
+    assert answer.reason.startswith("cannot read or write ")

@@ -1,0 +1,227 @@
+"""The agent as its owner runs it: a real process, a real MQTT server, a training child that really trains."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import pytest
+
+from edge_agent import config, flash, samples, story
+from edge_agent.sources import files
+from engine.codec import sparse
+from tests.real.scripted_coordinator import (
+    ENDLESS,
+    HEAD,
+    QUICK,
+    AgentProcess,
+    Coordinator,
+    is_alive,
+    write_digits,
+)
+from wire import keys
+
+pytestmark = pytest.mark.real
+_fleets = itertools.count(1)
+EXAMPLES = 120
+IDLE_MB_MAX = 45
+
+
+class Site(NamedTuple):
+    """One device on disk, and the coordinator that it believes."""
+
+    config: Path
+    state: Path
+    coordinator: Coordinator
+
+
+@pytest.fixture
+def site(mqtt_server, tmp_path) -> Site:
+    return make_site(mqtt_server.url, tmp_path)
+
+
+def make_site(url: str, directory: Path) -> Site:
+    fleet, seed = f"agent-process-{next(_fleets)}-{time.monotonic_ns()}", keys.generate()
+    made = config.make(directory, "dev-1", fleet, url, keys.public_text(seed))
+    settings = config.load(made.path)
+    files.add_npz(write_digits(directory / "digits.npz", EXAMPLES), settings.samples_path, 2000)
+    coordinator = Coordinator(url, fleet, seed, "dev-1", made.public_key)
+    return Site(made.path, settings.device.state, coordinator)
+
+
+def test_an_update_survives_a_kill_and_is_resent_to_the_byte_until_its_receipt(site):
+    with site.coordinator as coordinator:
+        coordinator.announce(QUICK)
+        with AgentProcess(site.config) as agent:
+            coordinator.wait_for("birth")
+            coordinator.offer(1, QUICK)
+            outbox = agent.wait_for(r"event=outbox round=1 digest=([0-9a-f]{64}) bytes=(\d+)$")
+            agent.kill()
+            trained = agent.wait_for(
+                r'event=trainer round=1 ok=1 peak_rss_kb=(\d+) cpu_s=([\d.]+) wall_s=([\d.]+) reason=""$'
+            )
+        with AgentProcess(site.config) as agent:
+            found = agent.wait_for(r"event=outbox-found round=1 digest=([0-9a-f]{64})$")
+            coordinator.wait_for("birth", boot=2)
+            update, sealed = coordinator.wait_for("update")
+            coordinator.receipt(sealed, 1)
+            receipt = agent.wait_for(r"event=receipt round=1 verdict=accepted digest=([0-9a-f]{64})$")
+            agent.terminate()
+            assert agent.wait() == 0
+    assert set(coordinator.updates) == {sealed}  # whatever the first life still sent was the same
+    assert {outbox[1], found[1], receipt[1]} == {hashlib.sha256(sealed).hexdigest()}
+    assert int(outbox[2]) == len(sealed)
+    assert int(trained[1]) < 256 * 1024
+    decoded = sparse.decode(update.payload, size=HEAD.num_params, k_max=QUICK.keep_count)
+    assert len(decoded.indices) == QUICK.keep_count
+    assert update.num_examples + update.held_out_count == EXAMPLES
+    assert 0 < update.held_out_count < EXAMPLES / 2
+    kept = flash.Flash(site.state).load()
+    assert (kept.outbox, kept.last_round_id, kept.residual_round_id, kept.boot) == (b"", 1, 1, 2)
+    assert flash.residual_path(site.state, 1).exists()
+    assert len(flash.load_model(site.state).files) == 2
+
+
+def test_the_next_round_starts_from_the_residual_that_the_accepted_update_left(site):
+    with site.coordinator as coordinator, AgentProcess(site.config) as agent:
+        coordinator.announce(QUICK)
+        coordinator.wait_for("birth")
+        coordinator.offer(1, QUICK)
+        first, sealed = coordinator.wait_for("update")
+        coordinator.receipt(sealed, 1)
+        coordinator.offer(2, QUICK)
+        second, sealed = coordinator.wait_for("update")
+        coordinator.receipt(sealed, 2, "stale")
+        agent.wait_for(r"event=receipt round=2 verdict=stale")
+        agent.wait_for(r'event=handled what=received-receipt effects=Persist,Forget work=idle why="round 2 stale')
+        assert (first.round_id, second.round_id) == (1, 2)
+        assert first.payload != second.payload
+        assert flash.Flash(site.state).load().residual_round_id == 1  # a stale update leaves no debt paid
+        wanted = [want.digest for want in coordinator.wants]
+        assert len(wanted) == len(set(wanted))  # nothing was fetched twice
+        assert not flash.residual_path(site.state, 2).exists()
+
+
+def test_the_idle_agent_is_small_and_never_loads_numbers(site):
+    with site.coordinator as coordinator, AgentProcess(site.config) as agent:
+        coordinator.announce(QUICK)
+        coordinator.wait_for("birth")
+        coordinator.offer(1, QUICK)
+        _, sealed = coordinator.wait_for("update")
+        coordinator.receipt(sealed, 1)
+        agent.wait_for(r"event=receipt round=1")
+        loaded = Path(f"/proc/{agent.pid}/maps").read_text()
+        assert not [name for name in ("numpy", "numba", "llvm", "tflite", "litert", "openblas") if name in loaded]
+        assert agent.memory_mb() <= IDLE_MB_MAX
+        ready = agent.wait_for(r"event=ready pid=(\d+) device=dev-1 rss_kb=(\d+)$")
+        assert int(ready[1]) == agent.pid
+        assert int(ready[2]) <= IDLE_MB_MAX * 1024
+
+
+def test_the_trainer_dies_with_its_agent(site):
+    with site.coordinator as coordinator, AgentProcess(site.config) as agent:
+        coordinator.announce(ENDLESS)
+        coordinator.wait_for("birth")
+        coordinator.offer(1, ENDLESS)
+        agent.wait_for(r"event=handled .*StartTraining")
+        (trainer,) = agent.children()
+        assert is_alive(trainer)
+        agent.kill()
+        until = time.monotonic() + 2.0
+        while is_alive(trainer) and time.monotonic() < until:
+            time.sleep(0.02)
+        assert not is_alive(trainer)
+
+
+def test_the_deadline_of_the_plan_ends_the_trainer(site):
+    plan = msgspec.structs.replace(ENDLESS, trainer_ms_max=1500)
+    with site.coordinator as coordinator, AgentProcess(site.config) as agent:
+        coordinator.announce(plan)
+        coordinator.wait_for("birth")
+        coordinator.offer(1, plan)
+        agent.wait_for(r'event=trainer round=1 ok=0 .*reason="stopped: deadline"$')
+        assert agent.children() == []
+        telemetry, _ = coordinator.wait_for("telemetry")
+        assert "longer than the plan allows" in telemetry.reason
+
+
+def test_the_memory_limit_of_the_plan_is_one_sentence_and_no_update(site):
+    plan = msgspec.structs.replace(QUICK, trainer_memory_bytes_max=32 << 20)
+    with site.coordinator as coordinator, AgentProcess(site.config) as agent:
+        coordinator.announce(plan)
+        coordinator.wait_for("birth")
+        coordinator.offer(1, plan)
+        agent.wait_for(
+            r'event=trainer round=1 ok=0 .*reason="out of memory: the plan allows 32 MB, libraries take \d+"$'
+        )
+        telemetry, _ = coordinator.wait_for("telemetry")
+        assert "out of memory" in telemetry.reason
+
+
+def test_goodbye_is_a_death_with_the_numbers_of_the_birth_and_so_is_a_crash(site):
+    with site.coordinator as coordinator:
+        coordinator.announce(QUICK)
+        for boot, end in ((1, AgentProcess.terminate), (2, AgentProcess.kill)):
+            with AgentProcess(site.config) as agent:
+                birth, _ = coordinator.wait_for("birth")
+                assert (birth.boot, birth.num_examples) == (boot, EXAMPLES)
+                end(agent)
+                death, _ = coordinator.wait_for("death")
+                assert (death.boot, death.connection) == (birth.boot, birth.connection)
+                agent.wait()
+    ending, entries = story.load(site.state / "story")
+    assert ending == "SIGTERM"  # the crash had no time to tell
+    assert entries[0].event == "booted"
+
+
+def test_one_state_directory_one_agent(site):
+    with AgentProcess(site.config) as first:
+        first.wait_for("event=ready")
+        with AgentProcess(site.config) as second:
+            second.wait_for(r"Error: another agent runs with .*-state: one state directory, one agent$")
+            assert second.wait() == 1
+        assert is_alive(first.pid)
+
+
+def test_status_tells_what_it_does_and_whether_it_still_does(site):
+    command = [sys.executable, "-c", "from edge_agent.cli import main; main()", "status", "--config", site.config]
+    with AgentProcess(site.config) as agent:
+        agent.wait_for(r"event=ready")
+        running = subprocess.run(command, capture_output=True, text=True, check=False)
+        agent.terminate()
+        assert agent.wait() == 0
+    ended = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
+    assert running.returncode == 0, running.stderr
+    assert running.stdout.splitlines()[0].endswith(": idle")
+    assert f"{EXAMPLES} labelled examples" in running.stdout
+    assert ended.returncode == 1
+    assert msgspec.json.decode(ended.stdout)["running"] is False
+
+
+def test_a_wrong_port_is_told_and_the_agent_goes_on(tmp_path):
+    site = make_site("mqtt://127.0.0.1:9", tmp_path)
+    with AgentProcess(site.config) as agent:
+        agent.wait_for(r'event=link up=0 reason="cannot connect to 127.0.0.1:9: Connection refused"$')
+        agent.terminate()
+        assert agent.wait() == 0
+
+
+def test_a_full_disk_ends_the_agent_with_one_sentence_and_the_old_state_stands(site):
+    with AgentProcess(site.config) as agent:
+        agent.wait_for(r"event=ready")
+        agent.terminate()
+        assert agent.wait() == 0
+    before = flash.Flash(site.state).load()
+    # A file-size limit is a full disk for whoever has no disk to fill: EFBIG in place of ENOSPC.
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))"
+    with AgentProcess(site.config, before=full) as agent:
+        agent.wait_for(r"Error: cannot use .*: File too large; free some space on the disk of .*, at least 1 MB")
+        assert agent.wait() == 1
+    assert flash.Flash(site.state).load() == before
+    assert samples.Samples(site.state / "samples").count_labelled() == EXAMPLES
