@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from collections.abc import Set as AbstractSet
     from random import Random
 
     from broker.effects import RoundRow
@@ -17,8 +18,8 @@ def eligible(row: RoundRow, birth: Birth) -> bool:
     return birth.num_examples >= max(1, row.plan.num_examples_min)
 
 
-def draw(row: RoundRow, present: Mapping[str, Birth], invited: frozenset[str], chance: Random) -> list[str]:
-    """Whom to invite now, besides those `invited` before, in the order of ids."""
+def draw(row: RoundRow, present: Mapping[str, Birth], invited: AbstractSet[str], chance: Random) -> list[str]:
+    """Whom of these to invite now, besides those `invited` before, in the order of ids."""
     candidates = [
         device_id for device_id, birth in sorted(present.items()) if device_id not in invited and eligible(row, birth)
     ]

@@ -48,7 +48,7 @@ from broker.effects import (
 from broker.rounds import Round
 from broker.sessions import Sessions
 from wire import chunks, envelope, topics
-from wire.limits import REASON_CHARS_MAX, WANT_CHUNKS_MAX
+from wire.limits import WANT_CHUNKS_MAX
 from wire.messages import (
     Birth,
     Death,
@@ -63,10 +63,11 @@ from wire.messages import (
     Verdict,
     Want,
     encode,
+    fit_reason,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from random import Random
 
 SETTLE_MS: Final = 5_000  # after a new epoch, how long births may take before absence means absence
@@ -93,19 +94,20 @@ class Coordinator:
         self._id = identity
         self._chance = chance
         self._epoch = snapshot.epoch
+        self._round: Round | None = None
+        self._fleet: dict[str, str] = {}
         self._verifiers: dict[str, envelope.Verify] = {}
+        self._sessions = Sessions()
+        self._strangers: set[str] = set()
         self._read_fleet(snapshot.fleet)
         self._last = dict(snapshot.last)
         self._pending = {(p.device_id, p.round_id): p for p in snapshot.pending}
         self._manifest = snapshot.manifest
         self._rounds = {row.round_id: row for row in snapshot.rounds if row.status != "waiting"}
         self._waiting = sorted((row for row in snapshot.rounds if row.status == "waiting"), key=_round_id)
-        self._sessions = Sessions()
-        self._strangers: set[str] = set()
         self._up = False
         self._settled_at_ms: int | None = None  # None: births have had their time
         self._retry_at_ms: int | None = None
-        self._round: Round | None = None
         self._members: tuple[Pending, ...] = ()  # what the closing round counts
         self._resume()
 
@@ -115,9 +117,14 @@ class Coordinator:
         if not self._up:
             return None
         times = [self._retry_at_ms, self._settled_at_ms]
-        if self._round is not None and not self._round.closing:
+        if self._round is not None and not self._round.closing and self._retry_at_ms is None:
             times.append(self._round.ends_at_ms)
         return min((time for time in times if time is not None), default=None)
+
+    @property
+    def pending_count(self) -> int:
+        """How many stored updates no version has counted yet."""
+        return len(self._pending)
 
     def last_will(self) -> tuple[str, bytes]:
         """Topic and retained payload that the MQTT server publishes if the coordinator's connection breaks."""
@@ -132,12 +139,13 @@ class Coordinator:
             case Disconnected():
                 self._up = False
                 self._sessions.all_unknown()
+                if self._round is not None:
+                    self._round.all_left()
                 return []
             case Received(topic=topic, payload=payload):
                 return self._on_received(topic, payload, now_ms)
             case FleetRead(fleet=fleet):
-                self._read_fleet(fleet)
-                return []
+                return self._on_fleet_read(fleet, now_ms)
             case RoundsRead(waiting=waiting):
                 known = self._rounds.keys() | {row.round_id for row in self._waiting}
                 self._waiting += [row for row in waiting if row.round_id not in known]
@@ -170,6 +178,16 @@ class Coordinator:
             effects.append(self._share("plan", self._round.row.plan))
         return [*effects, self._share("state", self._state(online=True)), *self._open_next(now_ms)]
 
+    def _on_fleet_read(self, fleet: dict[str, str], now_ms: int) -> list[Effect]:
+        knocked = bool(self._strangers & fleet.keys())
+        self._read_fleet(fleet)
+        effects: list[Effect] = []
+        if knocked and self._up:
+            # It was told that nobody knows it, and will not speak of itself again unless everyone is asked to.
+            self._epoch += 1
+            effects += [StoreEpoch(self._epoch), self._share("state", self._state(online=True))]
+        return [*effects, *self._close_if_due(now_ms)]
+
     def _on_tick(self, now_ms: int) -> list[Effect]:
         if self._retry_at_ms is not None and now_ms >= self._retry_at_ms:
             self._retry_at_ms = None
@@ -177,11 +195,14 @@ class Coordinator:
             self._settled_at_ms = None
         effects = self._close_if_due(now_ms)
         current = self._round
-        if not effects and current is not None and not current.closing and now_ms >= current.ends_at_ms:
+        if effects or current is None or current.closing or self._retry_at_ms is not None:
+            return effects  # while the sum is to be tried again, its round is not short of updates
+        if now_ms >= current.ends_at_ms:
             current.extend(now_ms)
-            present = self._sessions.present()
-            effects += [self._offer(device_id) for device_id in sorted(current.missing(present))]
-            effects += self._invite(now_ms)
+            current.draw_again()
+            if self._manifest is not None:  # what was retained may be lost or overwritten, and nobody can tell us
+                effects += [self._share("manifest", self._manifest), self._share("plan", current.row.plan)]
+            effects += self._invite(self._sessions.present(), now_ms)
         return effects
 
     # What arrives
@@ -210,6 +231,7 @@ class Coordinator:
             case Birth():
                 return self._on_birth(device_id, message, now_ms)
             case Death() if self._sessions.on_death(device_id, message):
+                self._left(device_id)
                 return [StoreSeen(device_id, present=False), *self._close_if_due(now_ms)]
             case Update():
                 return self._on_update(device_id, message, sealed, now_ms)
@@ -228,8 +250,9 @@ class Coordinator:
         if current is None or current.closing:
             return [seen]
         if device_id in current.invited and not current.has_reported(device_id):
+            current.invite(device_id)
             return [seen, self._offer(device_id)]  # it may have slept through the first one
-        return [seen, *self._invite(now_ms)]
+        return [seen, *self._invite({device_id: birth}, now_ms)]  # whoever else is there was drawn, or not, before
 
     def _on_update(self, device_id: str, update: Update, sealed: bytes, now_ms: int) -> list[Effect]:
         digest = hashlib.sha256(sealed).digest()
@@ -291,7 +314,6 @@ class Coordinator:
         self._round = Round(row, 0)
         for device_id, last in self._last.items():
             if last.round_id == row.round_id:
-                self._round.invite(device_id)
                 self._round.report(device_id)
 
     def _open_next(self, now_ms: int) -> list[Effect]:
@@ -302,13 +324,21 @@ class Coordinator:
         self._remember(row)
         self._round = Round(row, now_ms)
         effects: list[Effect] = [StoreRound(row), self._share("plan", row.plan)]
-        return [*effects, self._share("state", self._state(online=True)), *self._invite(now_ms)]
+        return [
+            *effects,
+            self._share("state", self._state(online=True)),
+            *self._invite(self._sessions.present(), now_ms),
+        ]
 
-    def _invite(self, now_ms: int) -> list[Effect]:
+    def _left(self, device_id: str) -> None:
+        if self._round is not None:
+            self._round.left(device_id)
+
+    def _invite(self, candidates: Mapping[str, Birth], now_ms: int) -> list[Effect]:
         current = self._round
         if current is None or current.closing or now_ms > current.ends_at_ms:
             return []
-        drawn = cohort.draw(current.row, self._sessions.present(), current.invited, self._chance)
+        drawn = cohort.draw(current.row, candidates, current.invited, self._chance)
         for device_id in drawn:
             current.invite(device_id)
         return [self._offer(device_id) for device_id in drawn]
@@ -318,11 +348,11 @@ class Coordinator:
         if current is None or self._manifest is None or not self._up or self._retry_at_ms is not None:
             return []
         settled = self._settled_at_ms is None or now_ms >= self._settled_at_ms
-        if not settled or not current.may_close(now_ms, self._sessions.present(), len(self._pending)):
+        if not settled or not current.may_close(now_ms, len(self._pending)):
             return []
         current.closing = True
         version = self._manifest.model_version
-        self._members = tuple(rounds.weigh(self._pending[key], version) for key in sorted(self._pending))
+        self._members = rounds.members(self._pending.values(), version)
         return [Aggregate(current.row.round_id, current.row.plan, self._manifest, self._members)]
 
     def _on_aggregated(self, done: Aggregated, now_ms: int) -> list[Effect]:
@@ -362,7 +392,7 @@ class Coordinator:
 
     def _receipt(self, device_id: str, sealed: bytes, round_id: int, verdict: Verdict, reason: str) -> Effect:
         digest = hashlib.sha256(sealed).digest()
-        return self._say(device_id, "receipt", Receipt(digest, round_id, verdict, reason[:REASON_CHARS_MAX]))
+        return self._say(device_id, "receipt", Receipt(digest, round_id, verdict, fit_reason(reason)))
 
     def _answer_stranger(self, address: topics.Address, payload: bytes) -> list[Effect]:
         """Tell a device that is not enrolled so, once: anyone may use its name."""
@@ -383,8 +413,9 @@ class Coordinator:
         return Publish(topic, envelope.seal(message, topic, self._id.sign), retain=True)
 
     def _state(self, *, online: bool) -> State:
-        round_id = self._round.row.round_id if self._round is not None else 0
-        version = self._manifest.model_version if self._manifest is not None else 0
+        current, manifest = self._round, self._manifest  # once each: the link's thread asks too, for the will
+        round_id = current.row.round_id if current is not None else 0
+        version = manifest.model_version if manifest is not None else 0
         return State(max(1, self._epoch), online, round_id, version)
 
     # What is counted
@@ -394,8 +425,14 @@ class Coordinator:
         return []
 
     def _read_fleet(self, fleet: dict[str, str]) -> None:
-        self._verifiers = {device_id: self._id.verifier(key) for device_id, key in sorted(fleet.items())}
-        self._strangers = set()
+        for device_id in [known for known, key in self._fleet.items() if fleet.get(known) != key]:
+            del self._verifiers[device_id]
+            self._sessions.forget(device_id)
+            self._left(device_id)
+        for device_id in sorted(fleet.keys() - self._verifiers.keys()):
+            self._verifiers[device_id] = self._id.verifier(fleet[device_id])
+        self._fleet = dict(fleet)
+        self._strangers -= fleet.keys()
 
 
 def _round_id(row: RoundRow) -> int:

@@ -1,7 +1,7 @@
 """One round, as a pure machine: who was invited, who has reported, and when it is time to close.
 
     OPEN ──enough updates, and nobody left to wait for or time is up──▶ CLOSING ──Aggregated──▶ closed
-      └──time is up, too few updates──▶ OPEN again, for as long again
+      └──time is up, too few updates──▶ OPEN again, for as long again, with a new draw among who is there
 
 An update that comes after its round has closed is late, not lost: it is stored, receipted, and counted by the
 next round to close, with a smaller weight for its staleness.
@@ -15,16 +15,18 @@ from broker.effects import Pending
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from collections.abc import Set as AbstractSet
 
     from broker.effects import RoundRow
 
 # 16/sqrt(1 + staleness), rounded: FedBuff's weight (Nguyen et al. 2022, arXiv:2106.06639) as integers, so that
 # every machine agrees.
 STALENESS_SIXTEENTHS: Final = (16, 11, 9, 8, 7, 7, 6, 6, 5, 5, 5, 5, 4, 4, 4, 4)
+WEIGHT_TOTAL_MAX: Final = 2**26  # what one exact sum holds (engine.ring)
 
 
 class Round:
-    """The open round. Holds no bytes: the updates are in the store."""
+    """The open round. Holds no bytes: the updates are in the store. Every question is answered without a search."""
 
     def __init__(self, row: RoundRow, now_ms: int) -> None:
         self.row = row
@@ -32,37 +34,66 @@ class Round:
         self.ends_at_ms = now_ms + row.lasts_ms
         self._invited: set[str] = set()
         self._reported: set[str] = set()
+        self._awaited: set[str] = set()  # invited, present, and not reported
 
     @property
-    def invited(self) -> frozenset[str]:
-        """Every device that was offered this round."""
-        return frozenset(self._invited)
+    def invited(self) -> AbstractSet[str]:
+        """Every device that holds a place in the cohort."""
+        return self._invited
 
     def invite(self, device_id: str) -> None:
-        """Remember that the device was offered this round."""
+        """Remember that the device, which is there, was offered this round."""
         self._invited.add(device_id)
+        self._awaited.add(device_id)
 
     def report(self, device_id: str) -> None:
-        """Remember that the device's update of this round is stored."""
+        """Remember that the device's update of this round is stored; there is nothing to invite it to any more."""
+        self._invited.add(device_id)
         self._reported.add(device_id)
+        self._awaited.discard(device_id)
 
     def has_reported(self, device_id: str) -> bool:
         """Is the device's update of this round stored?"""
         return device_id in self._reported
 
-    def missing(self, present: Iterable[str]) -> set[str]:
-        """The invited devices that are there and have not reported."""
-        return (self._invited & set(present)) - self._reported
+    def left(self, device_id: str) -> None:
+        """The device is gone: nobody waits for it until it is back."""
+        self._awaited.discard(device_id)
 
-    def may_close(self, now_ms: int, present: Iterable[str], pending_count: int) -> bool:
+    def all_left(self) -> None:
+        """Our own link was lost: nobody is known to be there."""
+        self._awaited.clear()
+
+    def may_close(self, now_ms: int, pending_count: int) -> bool:
         """Is it time? Never with fewer than `updates_min` updates, late ones included."""
         if self.closing or pending_count < self.row.updates_min:
             return False
-        return now_ms >= self.ends_at_ms or not self.missing(present)
+        return now_ms >= self.ends_at_ms or not self._awaited
 
     def extend(self, now_ms: int) -> None:
-        """Too few came: wait as long again."""
+        """Wait as long again, from now."""
         self.ends_at_ms = now_ms + self.row.lasts_ms
+
+    def draw_again(self) -> None:
+        """Too few came: whoever was invited and has not reported no longer holds a place in the cohort."""
+        self._invited = set(self._reported)
+        self._awaited.clear()
+
+
+def members(pending: Iterable[Pending], model_version: int) -> tuple[Pending, ...]:
+    """What a closing round counts, weighed, in the order of (device_id, round_id).
+
+    Everything that waits, unless it is more than one exact sum holds: then the oldest, and the next round has more.
+    """
+    chosen: list[Pending] = []
+    total = 0
+    for waiting in sorted(pending, key=lambda p: (p.round_id, p.device_id)):
+        weighed = weigh(waiting, model_version)
+        total += weighed.weight
+        if total > WEIGHT_TOTAL_MAX:
+            break
+        chosen.append(weighed)
+    return tuple(sorted(chosen, key=lambda p: (p.device_id, p.round_id)))
 
 
 def weigh(pending: Pending, model_version: int) -> Pending:

@@ -40,6 +40,10 @@ class Sessions:
         self._sessions[device_id] = Session(known.birth, present=False)
         return True
 
+    def forget(self, device_id: str) -> None:
+        """The device is no longer enrolled, or has another key: whoever comes under its name starts afresh."""
+        self._sessions.pop(device_id, None)
+
     def all_unknown(self) -> None:
         """Our own link was lost: whoever is there will say so again."""
         self._sessions = {

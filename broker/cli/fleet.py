@@ -1,0 +1,80 @@
+"""`broker fleet`: who may take part, and how each of them is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from broker.cli.opening import config_option, json_option, open_config, open_store, spoken
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@click.group()
+def fleet() -> None:
+    """Enrol devices, and see how they are."""
+
+
+@fleet.command()
+@click.argument("device_id", metavar="ID")
+@click.argument("key")
+@config_option
+def add(device_id: str, key: str, config_path: Path | None) -> None:
+    """Enrol the device ID with its public KEY (edge-agent init prints it). A running coordinator notices at once.
+
+    Exit status: 0 enrolled, 1 refused, 2 wrong usage.
+    """
+    from wire.keys import KeyTextError, verifier
+    from wire.topics import TopicError, check_name
+
+    with spoken(KeyTextError, TopicError):
+        check_name("device", device_id)
+        verifier(key)
+        with open_store(open_config(config_path), read_only=False) as store:
+            is_new = store.add_device(device_id, key)
+    click.echo(f"{device_id} is enrolled." if is_new else f"{device_id} was enrolled already, with this key.")
+
+
+@fleet.command()
+@click.argument("device_id", metavar="ID")
+@config_option
+def remove(device_id: str, config_path: Path | None) -> None:
+    """Take the device ID out of the fleet. Updates with a receipt stay and are counted.
+
+    Exit status: 0 removed, 1 there is no such device, 2 wrong usage.
+    """
+    with spoken(), open_store(open_config(config_path), read_only=False) as store:
+        if not store.remove_device(device_id):
+            raise click.ClickException(f"{device_id} is not enrolled: see broker fleet list")
+    click.echo(f"{device_id} is no longer enrolled.")
+
+
+@fleet.command("list")
+@config_option
+@json_option
+def list_(config_path: Path | None, as_json: bool) -> None:
+    """Show every enrolled device: is it there, what does it do, how many of its updates were counted?
+
+    Exit status: 0 shown, 1 no store, 2 wrong usage.
+    """
+    from broker.cli.printing import ago, print_json, print_table
+    from broker.views import fleet_rows
+
+    with spoken(), open_store(open_config(config_path), read_only=True) as store:
+        rows = fleet_rows(store)
+    if as_json:
+        print_json(rows)
+        return
+    columns = ("device", "present", "seen", "examples", "version", "work", "counted", "reason")
+    table = [
+        (
+            r["device_id"],
+            "yes" if r["present"] else "no",
+            ago(r["seen_unix_s"]) if r["seen_unix_s"] else "never",
+            *(r[key] for key in ("num_examples", "model_version", "work", "updates_counted", "reason")),
+        )
+        for r in rows
+    ]
+    print_table(columns, table, "No device is enrolled: broker fleet add ID KEY")

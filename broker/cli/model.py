@@ -1,0 +1,84 @@
+"""`broker model`: the versions that came of the rounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from broker.cli.opening import config_option, json_option, open_config, open_store, spoken
+
+
+@click.group()
+def model() -> None:
+    """See model versions, and take one out."""
+
+
+@model.command("list")
+@config_option
+@json_option
+def list_(config_path: Path | None, as_json: bool) -> None:
+    """Show every version, with its accuracy here and on the devices' own held-out examples.
+
+    Exit status: 0 shown, 1 no store, 2 wrong usage.
+    """
+    from broker.cli.printing import ago, print_json, print_table, rate
+    from broker.views import version_rows
+
+    with spoken(), open_store(open_config(config_path), read_only=True) as store:
+        rows = version_rows(store)
+    if as_json:
+        print_json(rows)
+        return
+    keys = ("model_version", "parent_version", "round_id", "members", "bytes_up", "bytes_down")
+    table = [
+        [row[key] for key in keys]
+        + [None if row["accuracy"] is None else f"{row['accuracy']:.4f}"]
+        + [rate(row["field_correct"], row["field_count"]), ago(row["created_unix_s"])]
+        for row in rows
+    ]
+    columns = ("version", "parent", "round", "updates", "bytes up", "bytes down", "accuracy", "in the field", "made")
+    print_table(columns, table, "There is no version: make a new directory with broker init")
+
+
+@model.command()
+@click.argument("version", type=click.IntRange(1))
+@config_option
+@json_option
+def show(version: int, config_path: Path | None, as_json: bool) -> None:
+    """Show one VERSION: where it comes from, its files, whose updates it counts.
+
+    Exit status: 0 shown, 1 there is no such version, 2 wrong usage.
+    """
+    from broker.cli.printing import print_json, print_table
+    from broker.views import ViewError, version_row
+
+    with spoken(ViewError), open_store(open_config(config_path), read_only=True) as store:
+        row = version_row(store, version)
+    if as_json:
+        print_json(row)
+        return
+    members = ", ".join(f"{m['device_id']} ({m['round_id']})" for m in row.pop("updates"))
+    files = ", ".join(f"{f['name']} {f['size_bytes']} B {f['digest'].hex()[:16]}" for f in row.pop("files"))
+    row["params_digest"] = row["params_digest"].hex()
+    print_table(("field", "value"), [*row.items(), ("files", files), ("device (round)", members)], "")
+
+
+@model.command()
+@click.argument("version", type=click.IntRange(1))
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.npz")
+@config_option
+def export(version: int, out: Path, config_path: Path | None) -> None:
+    """Write the trainable parameters of VERSION to an .npz: `params`, and weights and bias of each layer.
+
+    Exit status: 0 written, 1 there is no such version or it is too old, 2 wrong usage.
+    """
+    from broker.registry import export as to_npz
+    from broker.views import ViewError, manifest_of
+
+    with spoken(ViewError, OSError):
+        config = open_config(config_path)
+        with open_store(config, read_only=True) as store:
+            data = to_npz(manifest_of(store, version), config.model.train, store.blob)
+        out.write_bytes(data)
+    click.echo(f"Version {version} is in {out}.")

@@ -1,0 +1,70 @@
+"""`broker round`: ask for rounds, and see how they went."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from broker.cli.opening import config_option, json_option, open_config, open_store, spoken
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@click.group("round")
+def round_() -> None:
+    """Ask for rounds, and see how they went."""
+
+
+@round_.command("open")
+@config_option
+@click.option("--count", default=1, show_default=True, type=click.IntRange(1, 10_000), help="How many, in a row.")
+@click.option("--min-devices", "updates_min", type=click.IntRange(1), help="Never close with fewer updates.")
+@click.option(
+    "--cohort", "cohort_max", type=click.IntRange(0), help="Invite so many, drawn by lot; 0: everyone who is there."
+)
+@click.option("--lasts", metavar="90s|10m|2h", help="How long to wait for the slowest.")
+@click.option("--epochs", type=click.IntRange(1), help="How often a device goes through its examples.")
+@click.option("--batch-size", type=click.IntRange(1))
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True))
+@click.option("--momentum", type=click.FloatRange(0, 1, max_open=True))
+@click.option("--keep", "keep_rate", type=click.FloatRange(0, 1, min_open=True), help="Share of parameters sent.")
+@click.option("--value-bits", type=click.IntRange(1, 8))
+def open_(config_path: Path | None, count: int, lasts: str | None, **options: Any) -> None:
+    """Let rounds wait for the coordinator, which opens them one after the other. Defaults stand in broker.toml.
+
+    Exit status: 0 they wait, 1 refused, 2 wrong usage.
+    """
+    from broker.config import parse_duration_ms
+    from broker.views import ask_for_rounds
+
+    with spoken():
+        config = open_config(config_path)
+        lasts_ms = None if lasts is None else parse_duration_ms(lasts)
+        with open_store(config, read_only=False) as store:
+            ids = ask_for_rounds(config, store, count=count, lasts_ms=lasts_ms, **options)
+    click.echo(f"Round {ids[0]} waits." if count == 1 else f"Rounds {ids[0]} to {ids[-1]} wait.")
+
+
+@round_.command("list")
+@config_option
+@json_option
+def list_(config_path: Path | None, as_json: bool) -> None:
+    """Show every round.
+
+    Exit status: 0 shown, 1 no store, 2 wrong usage.
+    """
+    from broker.cli.printing import print_json, print_table
+    from broker.views import round_rows
+
+    with spoken(), open_store(open_config(config_path), read_only=True) as store:
+        rows = round_rows(store)
+    if as_json:
+        print_json(rows)
+        return
+    shown = ("round_id", "status", "base_version", "model_version", "updates_stored", "updates_counted")
+    keys = (*shown, "updates_min", "cohort_max")
+    columns = ("round", "status", "from version", "made version", "updates", "counted", "at least", "cohort")
+    table = [[row[key] for key in keys] + [f"{row['lasts_ms'] // 1000} s"] for row in rows]
+    print_table((*columns, "lasts"), table, "No round yet: broker round open")

@@ -1,0 +1,221 @@
+"""The broker's configuration: one TOML file, read once, checked whole.
+
+Every table is a frozen struct with its defaults, so this file is also the list of what can be set. A key that is not
+here is refused by name: a typing error must not silently become a default. Paths are relative to the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeAlias, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct
+
+from wire.limits import UPDATE_PAYLOAD_BYTES_MAX
+from wire.messages import FleetId, Manifest, MessageError, Name, Plan, encode
+from wire.topics import TopicError, check_name
+
+EMBEDDED: Final = "embedded"
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=1_000_000)]
+Positive: TypeAlias = Annotated[int, Meta(ge=1, le=1_000_000)]
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. One line: what, where, how to mend."""
+
+
+class Fleet(Struct, frozen=True):
+    """Whose rounds these are."""
+
+    id: FleetId
+
+
+class Mqtt(Struct, frozen=True):
+    """Where the MQTT server is, and who we are there."""
+
+    url: str = EMBEDDED  # or mqtt://host:1883, mqtts://host:8883
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 0  # of the embedded server; 0: any free one
+    username: str = ""
+    password_file: str = ""
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+
+
+class StoreFile(Struct, frozen=True):
+    """The one file that keeps everything."""
+
+    path: str = "broker.db"
+
+
+class KeyFile(Struct, frozen=True):
+    """The coordinator's private key."""
+
+    file: str = "coordinator.key"
+
+
+class Model(Struct, frozen=True):
+    """Which model is trained, and how much of it."""
+
+    name: Name
+    train: Annotated[str, Meta(pattern=r"^last-[1-9]\Z")] = "last-2"
+
+
+class Recipe(Struct, frozen=True):
+    """What a plan says unless `broker round open` says otherwise. Bounds are those of wire.messages.Plan."""
+
+    epochs: Positive = 2
+    batch_size: Positive = 16
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    clip_norm: float = 10.0
+    keep_rate: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.01  # share of the parameters that one update carries
+    value_bits: Annotated[int, Meta(ge=1, le=8)] = 4
+    seed: Annotated[int, Meta(ge=0, le=2**53)] = 1
+    num_examples_min: Count = 1
+    num_examples_max: Annotated[int, Meta(ge=1, le=4096)] = 4096
+    trainer_memory_mb: Annotated[int, Meta(ge=16, le=1 << 20)] = 512
+    trainer_s_max: Positive = 300
+
+
+class Round(Struct, frozen=True):
+    """What a round is unless `broker round open` says otherwise."""
+
+    updates_min: Positive = 1
+    cohort_max: Count = 0  # 0: everyone present and eligible
+    lasts_s: Annotated[int, Meta(ge=1, le=30 * 24 * 3600)] = 600
+
+
+class Evaluate(Struct, frozen=True):
+    """Held-out data of the coordinator's own."""
+
+    data: str = ""  # .npz with x float32 [n, *window] and y int [n]; empty: no accuracy is measured
+
+
+class Aggregate(Struct, frozen=True):
+    """How many updates become one step."""
+
+    rule: str = "fedavg"
+    learning_rate: Annotated[float, Meta(gt=0.0, le=100.0)] = 1.0
+
+
+class Config(Struct, frozen=True):
+    """The whole file. `directory` is where it lies."""
+
+    fleet: Fleet
+    model: Model
+    mqtt: Mqtt = Mqtt()
+    store: StoreFile = StoreFile()
+    key: KeyFile = KeyFile()
+    plan: Recipe = Recipe()
+    round: Round = Round()
+    evaluate: Evaluate = Evaluate()
+    aggregate: Aggregate = Aggregate()
+    directory: str = "."
+
+    def path(self, name: str) -> Path:
+        """A path of the file, seen from where we are."""
+        return Path(self.directory) / name
+
+
+def load(path: Path) -> Config:
+    """Read and check the file; ConfigError with one sentence for anything that is not as it must be."""
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}; make one with broker init DIR") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8: {error}") from error
+    return parse(text, path.parent, str(path))
+
+
+def parse(text: str, directory: Path, where: str = "the configuration") -> Config:
+    """Check the text of a file that lies in `directory`; errors as `load`."""
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where} is not TOML: {error}") from error
+    _check_keys(tree, Config, where)
+    try:
+        config = msgspec.convert({**tree, "directory": str(directory)}, Config)
+        check_name("fleet", config.fleet.id)
+    except (msgspec.ValidationError, TopicError) as error:
+        raise ConfigError(f"{where}: {_spoken(str(error))}") from error
+    return config
+
+
+def plan_of(config: Config, manifest: Manifest, **changes: float) -> Plan:
+    """The plan of the configured recipe for the model in `manifest`; `changes` are fields of Recipe.
+
+    Raises ConfigError when a bound of the contract does not hold, or when an update would not fit into a message.
+    """
+    recipe = msgspec.structs.replace(config.plan, **changes)
+    keep_count = max(1, round(recipe.keep_rate * manifest.num_params))
+    plan = Plan(
+        model=manifest.model,
+        train=config.model.train,
+        lane="economy",
+        num_params=manifest.num_params,
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        learning_rate=float(recipe.learning_rate),
+        momentum=float(recipe.momentum),
+        clip_norm=float(recipe.clip_norm),
+        keep_count=keep_count,
+        value_bits=recipe.value_bits,
+        seed=recipe.seed,
+        num_examples_min=recipe.num_examples_min,
+        num_examples_max=recipe.num_examples_max,
+        trainer_memory_bytes_max=recipe.trainer_memory_mb << 20,
+        trainer_ms_max=recipe.trainer_s_max * 1000,
+    )
+    try:
+        encode(plan)
+    except MessageError as error:
+        raise ConfigError(f"no plan can say that: {error}") from error
+    _check_size(plan)
+    return plan
+
+
+def parse_duration_ms(text: str) -> int:
+    """Read 90s, 10m, 2h, 1d or plain seconds as milliseconds; ConfigError for anything else."""
+    match = re.fullmatch(r"([1-9][0-9]{0,8})(s|m|h|d|)", text)
+    if match is None:
+        raise ConfigError(f"{text!r} is no duration: write 90s, 10m, 2h or 1d")
+    return int(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]] * 1000
+
+
+def _check_size(plan: Plan) -> None:
+    """Refuse a plan whose update could not be sent: the device would train in vain."""
+    gap_bits = 2 + (plan.num_params // plan.keep_count).bit_length()  # Golomb-Rice, never more than this
+    bytes_max = plan.keep_count * (gap_bits + plan.value_bits) // 8 + 32
+    if bytes_max > UPDATE_PAYLOAD_BYTES_MAX:
+        raise ConfigError(
+            f"an update of {plan.keep_count} values may need {bytes_max} bytes, and {UPDATE_PAYLOAD_BYTES_MAX} fit "
+            "into a message: lower keep_rate or value_bits"
+        )
+
+
+def _check_keys(tree: dict[str, Any], kind: type[Struct], where: str) -> None:
+    for key, value in tree.items():
+        hint = get_type_hints(kind).get(key)
+        if hint is None or key == "directory":
+            names = [name for name in kind.__struct_fields__ if name != "directory"]
+            close = difflib.get_close_matches(key, names, 1)
+            hope = f"did you mean {close[0]}?" if close else f"known: {', '.join(names)}"
+            raise ConfigError(f"{where}: there is no {key}; {hope}")
+        if isinstance(hint, type) and issubclass(hint, Struct) and isinstance(value, dict):
+            _check_keys(value, hint, f"{where} [{key}]")
+
+
+def _spoken(error: str) -> str:
+    """The message of msgspec with our way of naming a key: `at $.plan.epochs` becomes `[plan] epochs: …`."""
+    match = re.fullmatch(r"(.*?) - at `\$\.(\w+)(?:\.(\w+))?`", error)
+    if match is None:
+        return error
+    what, table, key = match.groups()
+    return f"[{table}] {key}: {what}" if key else f"[{table}]: {what}"

@@ -1,0 +1,142 @@
+"""How a fleet begins: a directory with the coordinator's key, its configuration, and a store that holds version 1.
+
+The configuration is written last, so a directory with one is whole. Nothing that is there is ever overwritten: a
+coordinator's key is what every device believes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+
+from broker.config import EMBEDDED, Aggregate, KeyFile, Recipe, Round, StoreFile, parse, plan_of
+from broker.registry import first_version
+from broker.store import Store
+from wire import keys
+from wire.link import parse_url
+from wire.messages import MessageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from wire.messages import Manifest
+
+CONFIG_FILE: Final = "broker.toml"
+_CONFIG: Final = """\
+# The coordinator of one fleet. Paths are relative to this file. A key that is not known here is refused.
+
+[fleet]
+id = {fleet}
+
+[mqtt]
+url = {mqtt}                # embedded, mqtt://host:1883, or mqtts://host:8883 with TLS
+# port = 1883                 # of the embedded server; without it any free one
+# username = "coordinator"
+# password_file = "mqtt.password"
+# ca_file = "ca.pem"
+# cert_file = "coordinator.pem"
+# key_file = "coordinator.tls-key.pem"
+
+[store]
+path = "broker.db"            # SQLite: every update, round and model version
+
+[key]
+file = "coordinator.key"      # what every device believes; keep it, and keep it secret
+
+[model]
+name = {name}
+train = {train}              # the last k dense layers learn, the rest stays as it is
+
+[plan]                        # what devices are told to do; broker round open can say otherwise
+epochs = {plan.epochs}
+batch_size = {plan.batch_size}
+learning_rate = {plan.learning_rate}
+momentum = {plan.momentum}
+clip_norm = {plan.clip_norm}              # a longer delta is shrunk to this length
+keep_rate = {plan.keep_rate}              # the share of the parameters that one update carries
+value_bits = {plan.value_bits}
+seed = {plan.seed}
+num_examples_min = {plan.num_examples_min}          # a device with fewer labelled examples stays out
+num_examples_max = {plan.num_examples_max}       # no device weighs more than this
+trainer_memory_mb = {plan.trainer_memory_mb}       # limit of the training child's data (RLIMIT_DATA)
+trainer_s_max = {plan.trainer_s_max}
+
+[round]
+updates_min = {round.updates_min}               # never close with fewer
+cohort_max = {round.cohort_max}                # 0: invite everyone who is there
+lasts_s = {round.lasts_s}
+
+[evaluate]
+data = {evaluate}                     # .npz with x (windows) and y (labels); empty: measure no accuracy
+
+[aggregate]
+rule = "{aggregate.rule}"
+learning_rate = {aggregate.learning_rate}
+"""
+
+
+class FoundingError(Exception):
+    """The fleet cannot begin here. One line: what, where, how to mend."""
+
+
+class Wishes(Struct, frozen=True):
+    """What the operator asks for."""
+
+    model: Path
+    name: str
+    train: str = "last-2"
+    reset_seed: int | None = None
+    fleet: str = "fleet"
+    mqtt: str = "embedded"
+    evaluate: str = ""
+
+
+class Founded(Struct, frozen=True):
+    """What came of it."""
+
+    config_path: Path
+    public_key: str
+    num_params: int
+
+
+def found(directory: Path, wishes: Wishes) -> Founded:
+    """Make the directory; FoundingError, ModelError, ConfigError or StoreError, and nothing is overwritten."""
+    paths = [directory / name for name in (CONFIG_FILE, KeyFile().file, StoreFile().path)]
+    taken = next((path for path in paths if path.exists()), None)
+    if taken is not None:
+        raise FoundingError(f"{taken} exists, and nothing is overwritten: choose another directory")
+    config = parse(_text(wishes), directory)
+    try:
+        if config.mqtt.url != EMBEDDED:
+            parse_url(config.mqtt.url)
+        model = wishes.model.read_bytes()
+        manifest, blobs = first_version(model, wishes.name, wishes.train, wishes.reset_seed)
+        plan_of(config, manifest)
+        return _write(directory, wishes, manifest, blobs)
+    except OSError as error:
+        raise FoundingError(f"cannot make {directory}: {error.filename}: {error.strerror}") from error
+    except (MessageError, ValueError) as error:
+        raise FoundingError(f"{wishes.model}: {error}") from error
+
+
+def _write(directory: Path, wishes: Wishes, manifest: Manifest, blobs: dict[bytes, bytes]) -> Founded:
+    directory.mkdir(parents=True, exist_ok=True)
+    seed = keys.generate()
+    keys.save_private(directory / KeyFile().file, seed)
+    with Store(directory / StoreFile().path) as store:
+        store.put_first_version(manifest, blobs)
+    config_path = directory / CONFIG_FILE
+    with config_path.open("x", encoding="utf-8") as file:
+        file.write(_text(wishes))
+        file.flush()
+        os.fsync(file.fileno())
+    return Founded(config_path, keys.public_text(seed), manifest.num_params)
+
+
+def _text(wishes: Wishes) -> str:
+    # a JSON string is a TOML string
+    quoted = {key: json.dumps(getattr(wishes, key)) for key in ("fleet", "mqtt", "name", "train", "evaluate")}
+    return _CONFIG.format(**quoted, plan=Recipe(), round=Round(), aggregate=Aggregate())

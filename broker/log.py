@@ -1,0 +1,57 @@
+"""The coordinator's log: one line of key=value for each thing that happened, for people and for scripts.
+
+Lines stand among the effects that they tell of, and are said when their turn comes: an update is only called
+accepted once it is on disk.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, TypeAlias
+
+from broker.effects import Disconnected, Effect, Event, Publish, Received, SendChunk, StoreSeen, StoreUpdate
+from wire import envelope
+from wire.messages import Receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+Told: TypeAlias = Effect | str
+
+
+def line(event: str, **fields: object) -> str:
+    """One line; a value with spaces or quotes is quoted as a shell would."""
+    return " ".join([f"event={event}", *(f"{key}={shlex.quote(str(value))}" for key, value in fields.items())])
+
+
+def new_reason(before: Mapping[str, int], after: Mapping[str, int]) -> str | None:
+    """The word under which one more message was refused, if there is one."""
+    return next((word for word, count in after.items() if count != before.get(word, 0)), None)
+
+
+def tell(event: Event, effects: Sequence[Effect], refused: str | None, pending_count: int) -> list[Told]:
+    """The effects of `event`, each followed by the line that tells of it. `refused`: the word, if it was."""
+    told: list[Told] = [line("link-down")] if isinstance(event, Disconnected) else []
+    device = event.topic.split("/")[4] if isinstance(event, Received) and effects else ""
+    if device and refused is not None:
+        told.append(line("refused", reason=refused, device=device, why=_why(effects)))
+    for effect in effects:
+        told.append(effect)
+        match effect:
+            case StoreUpdate(row=row):
+                digest = row.digest.hex()
+                told.append(line("accepted", device=device, round=row.round_id, digest=digest, pending=pending_count))
+            case StoreSeen(present=present, work=""):
+                told.append(line("birth" if present else "death", device=device))
+            case SendChunk(file=file, index=index):
+                told.append(line("chunk", device=device, file=file.name, index=index))
+    return told
+
+
+def _why(effects: Sequence[Effect]) -> str:
+    """The sentence in our own receipt."""
+    for effect in effects:
+        if isinstance(effect, Publish) and effect.topic.endswith("/receipt"):
+            receipt = envelope.unseal(effect.payload, effect.topic, lambda _message, _signature: True)
+            return receipt.reason if isinstance(receipt, Receipt) else ""
+    return ""

@@ -1,0 +1,372 @@
+"""The coordinator's shell: one loop, one inbox, one owner of everything that changes.
+
+The link's thread, the signal handler and the clock may only put into the inbox. The loop takes what is there, asks
+the machine (`broker.coordinator`), and performs the effects in order. Stores that stand together become one
+transaction, ahead of everything said after them: nobody acknowledges what is not on disk. Whatever goes wrong with
+the store ends the process with status 1, before anything is said; to start again is to recover.
+
+Each event that had effects becomes one line of key=value on the log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import queue
+import random
+import signal
+import time
+from typing import TYPE_CHECKING, Final
+
+from broker.admission import admit
+from broker.aggregate.rules import AggregateError, next_params, rule_named
+from broker.config import EMBEDDED, Config, ConfigError
+from broker.coordinator import Coordinator, Identity
+from broker.effects import (
+    Aggregate,
+    Aggregated,
+    AggregateFailed,
+    CommitRound,
+    Connected,
+    Disconnected,
+    FleetRead,
+    Publish,
+    Received,
+    RoundsRead,
+    SendChunk,
+    StoreEpoch,
+    StoreRound,
+    StoreSeen,
+    StoreUpdate,
+    Tick,
+)
+from broker.evaluate import EvaluateError, HeldOut
+from broker.evaluate import load as load_held_out
+from broker.log import line, new_reason, tell
+from broker.registry import model_of, params_bytes_of
+from broker.rows import Cost
+from broker.store import Store
+from wire import chunks, envelope, keys, topics
+from wire.link import Arrived, Link, LinkDown, LinkEvent, LinkUp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from broker.effects import Event
+    from broker.log import Told
+    from broker.mqtt_server import Server
+    from wire.messages import Manifest
+
+POLL_S: Final = 0.5  # how soon the operator's wishes are seen
+EVENTS_MAX: Final = 64  # handled together, so that a burst of updates shares its disk flushes
+LINK_QUEUE_COUNT_MAX: Final = 65_536  # a round's offers to a large fleet leave at once
+LINK_QUEUE_BYTES_MAX: Final = 64 << 20
+
+
+class ServiceError(Exception):
+    """The coordinator cannot start, or cannot go on. One line."""
+
+
+def serve(config: Config, say: Callable[[str], None]) -> None:
+    """Coordinate until SIGTERM or SIGINT; `say` takes the lines of the log.
+
+    Raises ServiceError, StoreError, ConfigError, KeyTextError, AggregateError or EvaluateError, each one sentence.
+    """
+    store_path = config.path(config.store.path)
+    with _only_one(store_path), contextlib.ExitStack() as stack:
+        if not store_path.is_file():
+            raise ServiceError(f"there is no store at {store_path}: make one with broker init")
+        store = stack.enter_context(Store(store_path))
+        service = Service(config, store, say)
+        url, server = config.mqtt.url, None
+        if url == EMBEDDED:
+            server = _embedded(config)
+            stack.callback(server.stop)
+            url = server.url
+            say(line("mqtt-server", url=url, name=server.name, version=server.version, server_pid=server.pid))
+        service.run(_link(config, url, service), server)
+
+
+class Service:
+    """Owns the machine, the store and the link for one run."""
+
+    def __init__(self, config: Config, store: Store, say: Callable[[str], None]) -> None:
+        self._store = store
+        self._say = say
+        self._fleet = config.fleet.id
+        self._rule = rule_named(config.aggregate.rule)
+        self._learning_rate = config.aggregate.learning_rate
+        self._sign = keys.load_signer(config.path(config.key.file))
+        self._store_counter = store.change_counter()
+        snapshot = store.snapshot()
+        if snapshot.manifest is None:
+            raise ServiceError(f"{store.path} holds no model: make a new directory with broker init")
+        self._enrolled = snapshot.fleet
+        self._held_out = _held_out(config, snapshot.manifest, store)
+        # what may be guessed about draws and pauses must not be known beforehand: seeded by the operating system
+        chance = random.Random(os.urandom(16))  # noqa: S311
+        identity = Identity(self._fleet, self._sign, keys.verifier, admit)
+        self.coordinator = Coordinator(identity, snapshot, chance)
+        self._inbox: queue.SimpleQueue[LinkEvent | None] = queue.SimpleQueue()
+        self._files: dict[bytes, bytes] = {}  # of the newest version, as devices ask for them
+        self._stopping = False
+        self._ready = False
+        self._poll_at_s = 0.0
+        self._started = (time.monotonic(), 0, 0)  # of the open round: seconds, and the link's bytes up and down
+
+    def post(self, event: LinkEvent) -> None:
+        """Hand over what the link has to say; from its own thread."""
+        self._inbox.put(event)
+
+    def run(self, link: Link, server: Server | None = None) -> None:
+        """Serve until a signal says stop, then say goodbye."""
+        self._link = link
+        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        link.start()
+        try:
+            while not self._stopping:
+                self._turn(server)
+            link.publish(*self.coordinator.last_will(), retain=True)
+        finally:
+            link.stop()
+            for number, action in before.items():
+                signal.signal(number, action)
+        self._say(line("stopped"))
+
+    # One turn of the loop
+
+    def _turn(self, server: Server | None) -> None:
+        effects: list[Told] = []
+        for event in (*self._gather(), *self._poll(server)):
+            effects += self._handle(event)
+        self._perform(effects)
+
+    def _gather(self) -> list[Event]:
+        """Wait for the first event, take those that are there already, and put a Tick behind when it is time."""
+        events: list[Event] = []
+        timeout = self._seconds_to_wait()
+        with contextlib.suppress(queue.Empty):
+            while len(events) < EVENTS_MAX and not self._stopping:
+                arrived = self._inbox.get(timeout=timeout) if timeout > 0 else self._inbox.get_nowait()
+                timeout = 0.0
+                if arrived is not None:
+                    events.append(_translate(arrived))
+        wake_at_ms = self.coordinator.wake_at_ms
+        if wake_at_ms is not None and _now_ms() >= wake_at_ms:
+            events.append(Tick())
+        return events
+
+    def _seconds_to_wait(self) -> float:
+        seconds = self._poll_at_s - time.monotonic()
+        wake_at_ms = self.coordinator.wake_at_ms
+        if wake_at_ms is not None:
+            seconds = min(seconds, (wake_at_ms - _now_ms()) / 1000)
+        return max(0.0, seconds)
+
+    def _poll(self, server: Server | None) -> Iterator[Event]:
+        """What the operator changed in the store since the last look; and whether our threads and children live."""
+        if time.monotonic() < self._poll_at_s:
+            return
+        self._poll_at_s = time.monotonic() + POLL_S
+        if not self._link.is_alive():
+            raise ServiceError("the link's thread has ended, which is a fault of ours")
+        if server is not None and not _runs(server):
+            server.restart()
+            self._say(line("mqtt-server", url=server.url, name=server.name, server_pid=server.pid))
+        counter = self._store.change_counter()
+        if counter == self._store_counter:
+            return
+        self._store_counter = counter
+        fleet = self._store.fleet()
+        if fleet != self._enrolled:
+            self._enrolled = fleet
+            yield FleetRead(fleet)
+        waiting = self._store.waiting_rounds()
+        if waiting:
+            yield RoundsRead(waiting)
+
+    def _handle(self, event: Event) -> list[Told]:
+        refused = dict(self.coordinator.refused_count)
+        try:
+            effects = self.coordinator.handle(event, _now_ms())
+        except Exception as error:
+            if not isinstance(event, Received):
+                raise
+            # One message that we fail at must not stop the fleet, now and at each of its resends.
+            return [line("fault", topic=event.topic, error=f"{type(error).__name__}: {error}")]
+        reason = new_reason(refused, self.coordinator.refused_count)
+        return tell(event, effects, reason, self.coordinator.pending_count)
+
+    # Effects
+
+    def _perform(self, effects: list[Told]) -> None:
+        """Perform in order, and what follows from the answers as well."""
+        for together in runs(effects):
+            self._store.apply_all([effect for effect in together if isinstance(effect, StoreUpdate | StoreSeen)])
+            for effect in together:
+                self._perform_one(effect)
+
+    def _perform_one(self, effect: Told) -> None:
+        match effect:
+            case str():
+                self._say(effect)
+            case Publish(topic=topic, payload=payload, retain=retain):
+                self._link.publish(topic, payload, retain)
+            case SendChunk():
+                self._send_chunk(effect)
+            case Aggregate():
+                self._perform(self._handle(self._aggregate(effect)))
+            case StoreEpoch(epoch=epoch):
+                self._store.apply(effect)
+                self._say(line("epoch" if self._ready else "ready", epoch=epoch, pid=os.getpid()))
+                self._ready = True
+            case StoreRound(row=row):
+                self._store.apply(effect)
+                self._started = (time.monotonic(), self._link.bytes_up, self._link.bytes_down)
+                self._say(line("round-open", round=row.round_id, version=row.base_version))
+            case CommitRound():
+                self._commit(effect)
+
+    def _send_chunk(self, effect: SendChunk) -> None:
+        digest = effect.file.digest
+        if digest not in self._files:
+            self._files[digest] = self._store.blob(digest)
+        chunk = chunks.chunk_at(self._files[digest], effect.file, effect.index)
+        self._link.publish(effect.topic, envelope.seal(chunk, effect.topic, self._sign))
+
+    def _aggregate(self, effect: Aggregate) -> Aggregated | AggregateFailed:
+        try:
+            before = params_bytes_of(effect.manifest, self._store.blob)
+            payload_of = self._store.update_payload
+            params = next_params(before, effect.members, payload_of, self._rule, self._learning_rate)
+            score = self._held_out.score(params) if self._held_out is not None else None
+        except (AggregateError, EvaluateError) as error:
+            self._say(line("aggregate-failed", round=effect.round_id, reason=str(error)))
+            return AggregateFailed(effect.round_id, str(error))
+        accuracy, loss = (score.correct / score.count, score.loss) if score is not None else (None, None)
+        return Aggregated(effect.round_id, params, accuracy, loss)
+
+    def _commit(self, effect: CommitRound) -> None:
+        since, link_up, link_down = self._started
+        # what the link receives went up from the devices, what it sends goes down to them
+        cost = Cost(self._link.bytes_down - link_down, self._link.bytes_up - link_up, time.monotonic() - since)
+        self._store.apply(effect, cost)
+        self._files.clear()
+        self._say(
+            line(
+                "round-closed",
+                round=effect.row.round_id,
+                version=effect.manifest.model_version,
+                members=len(effect.members),
+                accuracy="none" if effect.accuracy is None else f"{effect.accuracy:.4f}",
+                bytes_up=cost.bytes_up,
+                bytes_down=cost.bytes_down,
+                seconds=f"{cost.seconds:.3f}",
+            )
+        )
+
+    def _on_signal(self, _number: int, _frame: object) -> None:
+        self._stopping = True
+        self._inbox.put(None)  # SimpleQueue.put is reentrant, which a signal handler needs
+
+
+def runs(effects: list[Told]) -> list[list[Told]]:
+    """Cut the list so that within a piece stores may go first, as one transaction, and no promise is broken.
+
+    What a piece of several effects stores are updates and sightings; every other effect on the store is a piece of
+    its own, so that nothing is moved across it.
+    """
+    pieces: list[list[Told]] = []
+    is_open = False
+    for effect in effects:
+        alone = isinstance(effect, StoreEpoch | StoreRound | Aggregate | CommitRound)
+        if alone or not is_open:
+            pieces.append([effect])
+        else:
+            pieces[-1].append(effect)
+        is_open = not alone
+    return pieces
+
+
+def _translate(event: LinkEvent) -> Event:
+    match event:
+        case LinkUp():
+            return Connected()
+        case LinkDown():
+            return Disconnected()
+        case Arrived(topic=topic, payload=payload):
+            return Received(topic, payload)
+
+
+def _now_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
+
+
+def _runs(server: Server) -> bool:
+    from broker.mqtt_server import MqttServerError
+
+    try:
+        return server.pid > 0
+    except MqttServerError:
+        return False
+
+
+def _embedded(config: Config) -> Server:
+    from broker.mqtt_server import MqttServerError, start
+
+    try:
+        return start(config.path("mqtt"), port=config.mqtt.port or None)
+    except MqttServerError as error:
+        raise ServiceError(str(error)) from error
+
+
+def _held_out(config: Config, manifest: Manifest, store: Store) -> HeldOut | None:
+    if not config.evaluate.data:
+        return None
+    return load_held_out(config.path(config.evaluate.data), model_of(manifest, store.blob), config.model.train)
+
+
+def _link(config: Config, url: str, service: Service) -> Link:
+    mqtt = config.mqtt
+
+    def file(name: str) -> Path | None:
+        return config.path(name) if name else None
+
+    try:
+        password = config.path(mqtt.password_file).read_text("utf-8").rstrip("\n") if mqtt.password_file else None
+        return Link(
+            url,
+            f"{config.fleet.id}-coordinator",  # fixed: the MQTT server lets only one of that name stay
+            filters=topics.coordinator_filters(config.fleet.id),
+            will=service.coordinator.last_will,
+            post=service.post,
+            jitter=random.Random(os.urandom(16)),  # noqa: S311
+            username=mqtt.username or None,
+            password=password,
+            ca_file=file(mqtt.ca_file),
+            cert_file=file(mqtt.cert_file),
+            key_file=file(mqtt.key_file),
+            queue_count_max=LINK_QUEUE_COUNT_MAX,
+            queue_bytes_max=LINK_QUEUE_BYTES_MAX,
+        )
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"[mqtt]: {error}") from error
+
+
+@contextlib.contextmanager
+def _only_one(store_path: Path) -> Iterator[None]:
+    """Hold the lock beside the store; the kernel lets go of it when the process ends, however it ends."""
+    lock_path = store_path.with_name(f".{store_path.name}.lock")
+    try:
+        descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ServiceError(f"cannot lock {lock_path}: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise ServiceError(f"another broker serve has {store_path}: one coordinator a fleet") from error
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,124 @@
+"""Between the commands and the store: plain rows to show as a table or as JSON, and the one wish, more rounds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from broker.config import ConfigError, plan_of
+from broker.store import StoreError
+from wire.messages import digest_of, encode
+
+if TYPE_CHECKING:
+    from broker.config import Config
+    from broker.rows import VersionRow
+    from broker.store import Store
+    from wire.messages import Manifest, Plan
+
+
+class ViewError(Exception):
+    """There is nothing to show. One line."""
+
+
+def fleet_rows(store: Store) -> list[dict[str, Any]]:
+    """Every enrolled device with what was last heard of it, in the order of ids."""
+    seen = {row.device_id: row for row in store.seen()}
+    counted = store.counted()
+    rows = []
+    for device_id, public_key in store.fleet().items():
+        row = seen.get(device_id)
+        rows.append(
+            {
+                "device_id": device_id,
+                "public_key": public_key,
+                "present": row.present if row else False,
+                "seen_unix_s": row.seen_unix_s if row else None,
+                "software": row.software if row else "",
+                "num_examples": row.num_examples if row else None,
+                "model_version": row.model_version if row else None,
+                "work": row.work if row else "",
+                "reason": row.reason if row else "",
+                "updates_counted": counted.get(device_id, 0),
+            }
+        )
+    return rows
+
+
+def round_rows(store: Store) -> list[dict[str, Any]]:
+    """Every round with how many updates of it are stored, and how many counted, oldest first."""
+    updates = store.updates()
+    rows = []
+    for row in store.rounds():
+        own = [update for update in updates if update.round_id == row.round_id]
+        shown = msgspec.structs.asdict(row)
+        del shown["plan"]
+        shown["plan_digest"] = digest_of(encode(row.plan))
+        shown["updates_stored"] = len(own)
+        shown["updates_counted"] = sum(update.counted_in is not None for update in own)
+        rows.append(shown)
+    return rows
+
+
+def version_rows(store: Store) -> list[dict[str, Any]]:
+    """Every model version with its score, here and in the field, oldest first."""
+    field = store.field_scores()
+    return [_version_row(row, field.get(row.model_version, (0, 0))) for row in store.versions()]
+
+
+def _version_row(row: VersionRow, field: tuple[int, int]) -> dict[str, Any]:
+    return {**msgspec.structs.asdict(row), "field_correct": field[0], "field_count": field[1]}
+
+
+def plan_row(plan: Plan) -> dict[str, Any]:
+    """A plan's fields, and the digest by which offers name it."""
+    return {**msgspec.structs.asdict(plan), "digest": digest_of(encode(plan))}
+
+
+def version_row(store: Store, version: int) -> dict[str, Any]:
+    """One version with its files and the updates that it counts; ViewError when there is none."""
+    manifest = manifest_of(store, version)
+    row = next(row for row in version_rows(store) if row["model_version"] == version)
+    row["model"], row["num_params"] = manifest.model, manifest.num_params
+    row["files"] = [
+        {"name": file.name, "size_bytes": file.size_bytes, "digest": file.digest} for file in manifest.files
+    ]
+    members = [update for update in store.updates() if update.counted_in == version]
+    row["updates"] = [msgspec.structs.asdict(update) for update in members]
+    return row
+
+
+def manifest_of(store: Store, version: int) -> Manifest:
+    """The manifest of one version; ViewError when there is none."""
+    manifest = store.manifest(version)
+    if manifest is None:
+        raise ViewError(f"there is no version {version}: see broker model list")
+    return manifest
+
+
+def current_plan(config: Config, store: Store, **changes: float) -> Plan:
+    """The configured plan for the newest version, with `changes` to its recipe."""
+    manifest = store.manifest()
+    if manifest is None:
+        raise StoreError(f"{store.path} holds no model: make a new directory with broker init")
+    return plan_of(config, manifest, **changes)
+
+
+def ask_for_rounds(
+    config: Config,
+    store: Store,
+    *,
+    count: int,
+    updates_min: int | None,
+    cohort_max: int | None,
+    lasts_ms: int | None,
+    **recipe: float | None,
+) -> list[int]:
+    """Let rounds wait in the store; None is what the configuration says. Returns their numbers."""
+    plan = current_plan(config, store, **{key: value for key, value in recipe.items() if value is not None})
+    defaults = config.round
+    least = defaults.updates_min if updates_min is None else updates_min
+    most = defaults.cohort_max if cohort_max is None else cohort_max
+    if 0 < most < least:
+        raise ConfigError(f"a round of at most {most} devices cannot wait for {least} updates")
+    return store.request_rounds(plan, count, least, most, lasts_ms or defaults.lasts_s * 1000)

@@ -1,0 +1,250 @@
+"""The commands, as a person or a script meets them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from broker.cli.main import main
+from broker.effects import StoreRound, StoreSeen, StoreUpdate
+from broker.rows import Cost
+from broker.store import Store
+from tests.broker.fleet import KEY, row
+from tests.broker.test_store import commit, member, update_row
+from wire import keys
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "firmware_sim/models/digits.tflite"
+
+
+def run(*arguments: object, env: dict[str, str] | None = None) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], env=env)
+
+
+def good(*arguments: object, env: dict[str, str] | None = None) -> str:
+    result = run(*arguments, env=env)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refused(*arguments: object, status: int = 1) -> str:
+    """The one line that says why."""
+    result = run(*arguments)
+    assert result.exit_code == status, result.output
+    assert isinstance(result.exception, SystemExit)
+    if status == 1:
+        assert result.output.count("\n") == 1
+    return result.output
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    good("init", tmp_path / "farm", "--model", MODEL, "--reset-seed", "7", "--fleet", "farm")
+    return tmp_path / "farm"
+
+
+@pytest.fixture
+def lived(home: Path) -> Path:
+    """A fleet with one closed round."""
+    good("fleet", "add", "cabin", KEY["cabin"], "--config", home)
+    good("round", "open", "--config", home)
+    with Store(home / "broker.db") as store:
+        store.apply(StoreSeen("cabin", True, "agent-1", 40, 1))
+        store.apply(StoreSeen("cabin", True, work="waiting", reason="[red]too hot"))
+        store.apply(StoreRound(row(1, status="open", base_version=1)))
+        store.apply(StoreUpdate(update_row("cabin")))
+        store.apply(commit(1, 2, member("cabin")), Cost(900, 70_000, 2.5))
+    return home
+
+
+def test_init_makes_a_directory_that_serve_can_use_and_tells_the_key(tmp_path: Path) -> None:
+    said = good("init", tmp_path / "farm", "--model", MODEL, "--fleet", "farm", "--mqtt", "mqtt://10.0.0.5")
+    key = tmp_path / "farm/coordinator.key"
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert keys.public_text(keys.load_seed(key)) in said
+    assert "broker serve" in said
+    assert 'url = "mqtt://10.0.0.5"' in (tmp_path / "farm/broker.toml").read_text()
+    with Store(tmp_path / "farm/broker.db", read_only=True) as store:
+        assert [version.model_version for version in store.versions()] == [1]
+
+
+def test_init_overwrites_nothing(home: Path) -> None:
+    before = {path: path.read_bytes() for path in home.iterdir()}
+    assert "nothing is overwritten" in refused("init", home, "--model", MODEL)
+    assert {path: path.read_bytes() for path in home.iterdir()} == before
+    (home / "broker.toml").unlink()
+    assert "coordinator.key exists" in refused("init", home, "--model", MODEL)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--train", "last-9"], "choose last-2"),
+        (["--train", "all"], "train"),
+        (["--fleet", "My Farm"], r"[fleet] id"),
+        (["--fleet", "all"], "'all'"),
+        (["--name", "no spaces"], "[model] name"),
+        (["--mqtt", "tcp://x"], "write mqtt://host:1883"),
+    ],
+)
+def test_init_refuses_a_wish_in_one_line_and_makes_nothing(tmp_path: Path, options: list[str], sentence: str) -> None:
+    assert sentence in refused("init", tmp_path / "farm", "--model", MODEL, *options)
+    assert not (tmp_path / "farm").exists()
+
+
+def test_init_refuses_a_broken_model_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.tflite").write_bytes(MODEL.read_bytes()[:4000])
+    refused("init", tmp_path / "farm", "--model", tmp_path / "bad.tflite")
+    (tmp_path / "text.tflite").write_text("no model")
+    refused("init", tmp_path / "farm", "--model", tmp_path / "text.tflite")
+    assert not (tmp_path / "farm").exists()
+
+
+def test_a_device_is_enrolled_listed_and_removed(home: Path) -> None:
+    assert "No device" in good("fleet", "list", "--config", home)
+    assert good("fleet", "add", "cabin", KEY["cabin"], "--config", home) == "cabin is enrolled.\n"
+    assert "already" in good("fleet", "add", "cabin", KEY["cabin"], "--config", home)
+    (listed,) = json.loads(good("fleet", "list", "--json", "--config", home))
+    assert (listed["device_id"], listed["public_key"], listed["present"]) == ("cabin", KEY["cabin"], False)
+    assert "never" in good("fleet", "list", "--config", home)
+    good("fleet", "remove", "cabin", "--config", home)
+    assert "not enrolled" in refused("fleet", "remove", "cabin", "--config", home)
+
+
+@pytest.mark.parametrize(("device", "key"), [("Cabin", KEY["cabin"]), ("all", KEY["cabin"]), ("cabin", "ed25519:x")])
+def test_a_name_or_key_that_cannot_be_is_refused(home: Path, device: str, key: str) -> None:
+    refused("fleet", "add", device, key, "--config", home)
+    assert json.loads(good("fleet", "list", "--json", "--config", home)) == []
+
+
+def test_the_fleet_is_shown_as_it_said_of_itself(lived: Path) -> None:
+    (cabin,) = json.loads(good("fleet", "list", "--json", "--config", lived))
+    expected = {"present": True, "num_examples": 40, "model_version": 1, "work": "waiting", "updates_counted": 1}
+    assert {key: cabin[key] for key in expected} == expected
+    table = good("fleet", "list", "--config", lived)
+    assert "[red]too hot" in table
+    assert "0 s ago" in table
+
+
+def test_rounds_wait_with_the_plan_that_was_asked_for(home: Path) -> None:
+    assert good("round", "open", "--config", home) == "Round 1 waits.\n"
+    asked = ("--count", 2, "--min-devices", 3, "--cohort", 5, "--lasts", "10m", "--epochs", 9, "--keep", 0.1)
+    assert good("round", "open", *asked, "--config", home) == "Rounds 2 to 3 wait.\n"
+    with Store(home / "broker.db", read_only=True) as store:
+        first, second, third = store.waiting_rounds()
+    assert (first.updates_min, first.cohort_max, first.lasts_ms, first.plan.keep_count) == (1, 0, 600_000, 178)
+    assert (second.updates_min, second.cohort_max, second.lasts_ms) == (3, 5, 600_000)
+    assert (second.plan.epochs, second.plan.keep_count) == (9, 1780)
+    assert third.plan == second.plan
+    listed = json.loads(good("round", "list", "--json", "--config", home))
+    assert [(each["round_id"], each["status"]) for each in listed] == [(n, "waiting") for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--lasts", "soon"], "is no duration"),
+        (["--cohort", "2", "--min-devices", "3"], "cannot wait for 3 updates"),
+        (["--epochs", "1001"], "no plan can say that"),
+    ],
+)
+def test_a_round_that_cannot_be_is_refused(home: Path, options: list[str], sentence: str) -> None:
+    assert sentence in refused("round", "open", *options, "--config", home)
+    assert "No round yet" in good("round", "list", "--config", home)
+
+
+def test_the_plan_is_shown_with_its_digest(home: Path) -> None:
+    plan = json.loads(good("plan", "show", "--json", "--config", home))
+    assert (plan["train"], plan["keep_count"], len(plan["digest"])) == ("last-2", 178, 64)
+    assert plan["digest"] in good("plan", "show", "--config", home)
+
+
+def test_versions_are_listed_shown_and_exported(lived: Path) -> None:
+    first, second = json.loads(good("model", "list", "--json", "--config", lived))
+    assert (first["model_version"], second["model_version"], second["parent_version"]) == (1, 2, 1)
+    assert (second["bytes_up"], second["bytes_down"], second["members"]) == (900, 70_000, 1)
+    assert (first["field_correct"], first["field_count"]) == (3, 4)
+    assert "0.7500 (3/4)" in good("model", "list", "--config", lived)
+    shown = json.loads(good("model", "show", "2", "--json", "--config", lived))
+    assert [update["device_id"] for update in shown["updates"]] == ["cabin"]
+    assert "cabin (1)" in good("model", "show", "2", "--config", lived)
+    assert "there is no version 3" in refused("model", "show", "3", "--config", lived)
+
+
+def test_an_export_is_a_file_that_numpy_reads(home: Path, tmp_path: Path) -> None:
+    good("model", "export", "1", "--out", tmp_path / "one.npz", "--config", home)
+    assert np.load(tmp_path / "one.npz")["params"].shape == (17_802,)
+    assert "there is no version 2" in refused("model", "export", "2", "--out", tmp_path / "x.npz", "--config", home)
+    refused("model", "export", "1", "--out", tmp_path / "no/such/x.npz", "--config", home)
+
+
+def test_a_report_needs_a_round_and_then_is_a_page(home: Path) -> None:
+    assert "no round has closed yet" in refused("report", "--config", home)
+
+
+def test_a_report_is_a_page(lived: Path, tmp_path: Path) -> None:
+    answer = json.loads(good("report", "--out", tmp_path / "out", "--json", "--config", lived))
+    assert Path(answer["page"]).read_text("utf-8").startswith("<!doctype html>")
+    assert [version["model_version"] for version in answer["versions"]] == [1, 2]
+
+
+def test_the_configuration_is_found_here_or_where_the_environment_says(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.delenv("HEDGEROW_BROKER", raising=False)
+    assert "make one with broker init" in refused("model", "list")
+    good("model", "list", env={"HEDGEROW_BROKER": str(home)})
+    good("model", "list", env={"HEDGEROW_BROKER": str(home / "broker.toml")})
+    monkeypatch.chdir(home)
+    good("model", "list", env={"HEDGEROW_BROKER": "/nowhere"})
+
+
+def test_reading_needs_a_store_and_makes_none(home: Path) -> None:
+    (home / "broker.db").unlink()
+    for command in (("model", "list"), ("fleet", "list"), ("round", "list"), ("plan", "show"), ("round", "open")):
+        assert "there is no store at" in refused(*command, "--config", home)
+    assert not (home / "broker.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (('rule = "fedavg"', 'rule = "median"'), "there is no aggregation rule 'median'"),
+        (('data = ""', 'data = "none.npz"'), "cannot read the held-out data"),
+        (('url = "embedded"', 'url = "http://x"'), "write mqtt://host:1883"),
+        (('file = "coordinator.key"', 'file = "other.key"'), "cannot read the private key"),
+        (("[round]", "[round]\nlast_s = 3"), "did you mean lasts_s?"),
+    ],
+)
+def test_serve_refuses_a_configuration_that_cannot_work(home: Path, change: tuple[str, str], sentence: str) -> None:
+    text = (home / "broker.toml").read_text()
+    assert change[0] in text
+    (home / "broker.toml").write_text(text.replace(*change))
+    assert sentence in refused("serve", "--config", home)
+
+
+COMMANDS = [
+    "init", "serve", "fleet add", "fleet remove", "fleet list", "round open", "round list", "plan show", "model list",
+    "model show", "model export", "report",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_tells_its_exit_status(command: str) -> None:
+    assert "Exit status: 0" in good(*command.split(), "--help")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = "{'numpy', 'numba', 'cryptography', 'paho', 'sqlite3', 'rich', 'msgspec'}"
+    code = f"import sys, broker.cli.main; print(*sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

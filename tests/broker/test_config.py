@@ -1,0 +1,112 @@
+"""The configuration: what is allowed, and one sentence for what is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+import pytest
+
+from broker.config import Config, ConfigError, load, parse, parse_duration_ms, plan_of
+from engine.codec import sparse
+from tests.broker.fleet import first_manifest
+from wire.limits import UPDATE_PAYLOAD_BYTES_MAX
+
+if TYPE_CHECKING:
+    from wire.messages import Manifest
+
+LEAST = '[fleet]\nid = "farm"\n[model]\nname = "digits"\n'
+
+
+def config(text: str = "", directory: str = "/srv/farm") -> Config:
+    return parse(LEAST + text, Path(directory))
+
+
+def test_the_least_configuration_is_filled_with_defaults() -> None:
+    loaded = config()
+    assert (loaded.mqtt.url, loaded.store.path, loaded.key.file) == ("embedded", "broker.db", "coordinator.key")
+    assert (loaded.plan.keep_rate, loaded.plan.value_bits, loaded.plan.num_examples_max) == (0.01, 4, 4096)
+    assert (loaded.round.updates_min, loaded.round.cohort_max, loaded.round.lasts_s) == (1, 0, 600)
+    assert (loaded.aggregate.rule, loaded.aggregate.learning_rate, loaded.evaluate.data) == ("fedavg", 1.0, "")
+    assert str(loaded.path("broker.db")) == "/srv/farm/broker.db"
+    assert str(loaded.path("/var/x.db")) == "/var/x.db"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[plan]\nepoch = 3", r"the configuration \[plan\]: there is no epoch; did you mean epochs\?"),
+        ("[rounds]\nlasts_s = 3", r"there is no rounds; did you mean round\?"),
+        ("[plan]\nzzz = 3", "there is no zzz; known: epochs, batch_size"),
+        ("directory = '/'", "there is no directory"),
+        ("[plan]\nepochs = 'two'", r"\[plan\] epochs: Expected `int`, got `str`"),
+        ("[plan]\nkeep_rate = 1.5", r"\[plan\] keep_rate: Expected `float` <= 1.0"),
+        ("[round]\nupdates_min = 0", r"\[round\] updates_min: Expected `int` >= 1"),
+        ("[plan", "is not TOML"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_place(text: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        parse(text + "\n" + LEAST, Path())
+
+
+def test_a_fleet_cannot_have_the_name_that_means_everyone() -> None:
+    with pytest.raises(ConfigError, match="'all'"):
+        parse(LEAST.replace("farm", "all"), Path())
+
+
+def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="make one with broker init"):
+        load(tmp_path / "broker.toml")
+    (tmp_path / "broker.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load(tmp_path / "broker.toml")
+
+
+def test_a_plan_keeps_the_configured_share_of_the_parameters() -> None:
+    manifest = msgspec.structs.replace(first_manifest()[0], num_params=17_802)
+    plan = plan_of(config("[plan]\nkeep_rate = 0.02\ntrainer_memory_mb = 256\ntrainer_s_max = 9"), manifest, epochs=7)
+    assert (plan.keep_count, plan.num_params, plan.epochs) == (356, 17_802, 7)
+    assert (plan.trainer_memory_bytes_max, plan.trainer_ms_max) == (256 << 20, 9_000)
+    assert plan_of(config(), first_manifest()[0]).keep_count == 1
+
+
+def test_a_plan_that_breaks_the_contract_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no plan can say that"):
+        plan_of(config("[plan]\nmomentum = 1.0"), first_manifest()[0])
+
+
+def sized(num_params: int) -> Manifest:
+    return msgspec.structs.replace(first_manifest()[0], num_params=num_params)
+
+
+@pytest.mark.parametrize(
+    ("num_params", "keep_rate", "value_bits"),
+    [(4_000_000, 0.01, 4), (120_000, 0.5, 4), (80_000, 0.7, 8), (500_000, 0.2, 1)],
+)
+def test_an_update_of_a_plan_fits_into_a_message(num_params: int, keep_rate: float, value_bits: int) -> None:
+    plan = plan_of(config(), sized(num_params), keep_rate=keep_rate, value_bits=value_bits)
+    update = np.random.default_rng(1).normal(size=num_params).astype(np.float32)
+    payload, _ = sparse.compress(update, plan.keep_count, value_bits)
+    assert UPDATE_PAYLOAD_BYTES_MAX / 3 < len(payload) <= UPDATE_PAYLOAD_BYTES_MAX
+
+
+@pytest.mark.parametrize(
+    ("num_params", "keep_rate", "value_bits"), [(4_000_000, 0.1, 4), (120_000, 1.0, 8), (8_000_000, 0.01, 1)]
+)
+def test_a_plan_whose_update_might_not_fit_is_refused(num_params: int, keep_rate: float, value_bits: int) -> None:
+    with pytest.raises(ConfigError, match="fit into a message: lower keep_rate or value_bits"):
+        plan_of(config(), sized(num_params), keep_rate=keep_rate, value_bits=value_bits)
+
+
+@pytest.mark.parametrize(("text", "ms"), [("90", 90_000), ("90s", 90_000), ("10m", 600_000), ("2h", 7_200_000)])
+def test_durations_are_read_with_their_unit(text: str, ms: int) -> None:
+    assert parse_duration_ms(text) == ms
+
+
+@pytest.mark.parametrize("text", ["", "0s", "1.5h", "-3s", "10 m", "1w"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="write 90s, 10m, 2h or 1d"):
+        parse_duration_ms(text)

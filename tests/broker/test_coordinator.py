@@ -1,0 +1,569 @@
+"""The coordinator's machine: every verdict and every rule, seen through its effects."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from broker.coordinator import RETRY_MS, SETTLE_MS, STRANGERS_MAX, Coordinator
+from broker.effects import (
+    Aggregate,
+    Aggregated,
+    AggregateFailed,
+    CommitRound,
+    Connected,
+    Disconnected,
+    Effect,
+    Event,
+    FleetRead,
+    Last,
+    Pending,
+    Publish,
+    Received,
+    RoundsRead,
+    SendChunk,
+    StoreEpoch,
+    StoreRound,
+    StoreSeen,
+    StoreUpdate,
+    Tick,
+)
+from tests.broker import fleet
+from tests.broker.fleet import DEVICES, KEY, coordinator, params, row, said, sealed
+from wire import keys, topics
+from wire.envelope import unseal
+from wire.messages import Manifest, Offer, Plan, Range, Receipt, State, Telemetry, Want, digest_of, encode
+
+AFTER = SETTLE_MS + 1
+
+
+def kinds(effects: list[Effect]) -> list[str]:
+    return [type(effect).__name__ for effect in effects]
+
+
+def hear(machine: Coordinator, device: str, message: object, now_ms: int = AFTER, sign: str | None = None):
+    return machine.handle(Received(*sealed(device, message, sign)), now_ms)
+
+
+def receipt_of(effects: list[Effect]) -> Receipt:
+    (receipt,) = [message for _, message in said(effects) if isinstance(message, Receipt)]
+    return receipt
+
+
+def offered(effects: list[Effect]) -> list[str]:
+    return [device for device, message in said(effects) if isinstance(message, Offer)]
+
+
+def open_round(machine: Coordinator, *devices: str, **changes: object) -> list[Effect]:
+    """Link up, births, settled, and round 1 open."""
+    machine.handle(Connected(), 0)
+    for device in devices:
+        hear(machine, device, fleet.birth(), 0)
+    machine.handle(Tick(), SETTLE_MS)
+    return machine.handle(RoundsRead((row(1, **changes),)), AFTER)
+
+
+# The link
+
+
+def test_a_connection_is_a_new_epoch_that_is_stored_before_anyone_hears_of_it():
+    machine = coordinator(epoch=6)
+    effects = machine.handle(Connected(), 0)
+    assert kinds(effects) == ["StoreEpoch", "Publish", "Publish"]
+    assert effects[0] == StoreEpoch(7)
+    assert [type(message) for _, message in said(effects)] == [Manifest, State]
+    assert said(effects)[-1][1] == State(7, True, 0, 1)
+    assert all(effect.retain for effect in effects[1:])
+    machine.handle(Disconnected(), 1)
+    assert machine.handle(Connected(), 2)[0] == StoreEpoch(8)
+
+
+def test_an_open_round_is_told_again_after_each_connection():
+    machine = coordinator()
+    open_round(machine)
+    machine.handle(Disconnected(), AFTER)
+    told = [message for _, message in said(machine.handle(Connected(), AFTER + 5))]
+    assert [type(message) for message in told] == [Manifest, Plan, State]
+    assert told[-1].round_id == 1
+
+
+def test_nobody_is_present_after_the_link_was_lost_until_a_birth():
+    machine = coordinator()
+    machine.handle(Connected(), 0)
+    hear(machine, "cabin", fleet.birth())
+    machine.handle(Disconnected(), AFTER)
+    machine.handle(Connected(), AFTER)
+    assert offered(machine.handle(RoundsRead((row(1),)), AFTER)) == []
+    assert offered(hear(machine, "cabin", fleet.birth(1, 2))) == ["cabin"]
+
+
+def test_the_will_says_that_the_coordinator_is_gone():
+    machine = coordinator(epoch=3)
+    topic, payload = machine.last_will()
+    assert topic == topics.shared(fleet.FLEET, "state")
+    assert fleet.opened(payload, topic) == State(3, False, 0, 1)
+
+
+def test_nothing_wakes_a_machine_without_a_link():
+    machine = coordinator()
+    open_round(machine, "cabin")
+    machine.handle(Disconnected(), AFTER)
+    assert machine.wake_at_ms is None
+
+
+# Verdicts
+
+
+def test_an_update_is_stored_before_its_receipt_is_said():
+    machine = coordinator()
+    open_round(machine, "cabin", "dune")
+    topic, payload = sealed("cabin", fleet.update())
+    effects = machine.handle(Received(topic, payload), AFTER)
+    assert kinds(effects) == ["StoreUpdate", "Publish"]
+    assert said(effects) == [("cabin", Receipt(digest_of(payload), 1, "accepted"))]
+    stored = effects[0].row
+    assert (stored.device_id, stored.round_id, stored.base_version, stored.payload) == ("cabin", 1, 1, b"u")
+    assert (stored.held_out_correct, stored.held_out_count, stored.digest) == (3, 4, digest_of(payload))
+
+
+def test_the_weight_of_a_device_never_exceeds_the_plans_most():
+    machine = coordinator()
+    open_round(machine, "cabin", "dune")
+    assert hear(machine, "cabin", fleet.update(examples=99))[0].row.weight == 99
+    assert hear(machine, "dune", fleet.update(examples=101))[0].row.weight == 100
+
+
+def test_the_same_bytes_again_are_a_duplicate_and_are_not_stored():
+    machine = coordinator()
+    open_round(machine, "cabin", "dune")
+    hear(machine, "cabin", fleet.update())
+    effects = hear(machine, "cabin", fleet.update())
+    assert receipt_of(effects).verdict == "duplicate"
+    assert kinds(effects) == ["Publish"]
+
+
+def test_other_bytes_for_the_same_round_are_refused():
+    machine = coordinator()
+    open_round(machine, "cabin", "dune")
+    hear(machine, "cabin", fleet.update())
+    effects = hear(machine, "cabin", fleet.update(payload=b"another"))
+    assert receipt_of(effects).verdict == "refused"
+    assert "stored already" in receipt_of(effects).reason
+    assert kinds(effects) == ["Publish"]
+
+
+def test_an_older_round_than_the_newest_stored_is_stale():
+    machine = coordinator(last={"cabin": Last(5, b"x" * 32)})
+    machine.handle(Connected(), 0)
+    assert receipt_of(hear(machine, "cabin", fleet.update(4))).verdict == "stale"
+
+
+def test_a_round_that_is_forgotten_is_stale_and_one_that_never_was_is_refused():
+    closed = row(10, status="closed", base_version=4, model_version=5)
+    machine = coordinator(rounds=(closed,))
+    machine.handle(Connected(), 0)
+    assert receipt_of(hear(machine, "cabin", fleet.update(9))).verdict == "stale"
+    assert receipt_of(hear(machine, "cabin", fleet.update(11))).verdict == "refused"
+    assert receipt_of(hear(machine, "cabin", fleet.update(10, 4))).verdict == "accepted"
+
+
+def test_an_update_of_another_base_version_is_refused():
+    machine = coordinator()
+    open_round(machine, "cabin")
+    receipt = receipt_of(hear(machine, "cabin", fleet.update(version=2)))
+    assert (receipt.verdict, receipt.reason) == ("refused", "round 1 trains version 1, not 2")
+
+
+def test_a_payload_that_is_not_admitted_is_refused_with_the_reason_on_one_line():
+    machine = coordinator(lambda payload, plan: f"too\nbad {plan.num_params}" if payload == b"bad" else None)
+    open_round(machine, "cabin")
+    receipt = receipt_of(hear(machine, "cabin", fleet.update(payload=b"bad")))
+    assert (receipt.verdict, receipt.reason) == ("refused", "too bad 4")
+    assert receipt_of(hear(machine, "cabin", fleet.update())).verdict == "accepted"
+
+
+def test_an_update_signed_by_another_is_refused_and_only_its_own_digest_is_named():
+    machine = coordinator()
+    open_round(machine, "cabin")
+    topic, payload = sealed("cabin", fleet.update(), sign="dune")
+    effects = machine.handle(Received(topic, payload), AFTER)
+    assert kinds(effects) == ["Publish"]
+    assert (receipt_of(effects).verdict, receipt_of(effects).digest) == ("refused", digest_of(payload))
+    assert machine.refused_count == {"signature": 1}
+
+
+def test_a_device_that_is_not_enrolled_is_told_so_once():
+    machine = coordinator()
+    machine.handle(Connected(), 0)
+    effects = hear(machine, "stranger", fleet.birth())
+    assert receipt_of(effects).verdict == "unknown"
+    assert "broker fleet add stranger KEY" in receipt_of(effects).reason
+    assert hear(machine, "stranger", fleet.update()) == []
+
+
+def test_names_made_up_by_the_thousand_are_not_remembered_for_ever():
+    machine = coordinator()
+    machine.handle(Connected(), 0)
+    answered = 0
+    for number in range(STRANGERS_MAX + 10):
+        topic = topics.up(fleet.FLEET, f"s{number}", "birth")
+        answered += bool(machine.handle(Received(topic, b"junk"), 1))
+    assert answered == STRANGERS_MAX
+
+
+@pytest.mark.parametrize(
+    "topic",
+    [
+        "fl/v1/farm",
+        topics.up("other", "cabin", "birth"),
+        topics.dn("farm", "cabin", "offer"),
+        "fl/v1/farm/00/cabin/up/birth",
+    ],
+)
+def test_what_comes_on_a_topic_that_is_not_ours_has_no_effect(topic):
+    machine = coordinator()
+    machine.handle(Connected(), 0)
+    assert machine.handle(Received(topic, b"x"), 1) == []
+    assert machine.refused_count == {"topic": 1}
+
+
+@pytest.mark.parametrize("kind", ["birth", "death", "want", "telemetry"])
+def test_junk_of_an_enrolled_device_is_counted_and_not_answered(kind):
+    machine = coordinator()
+    machine.handle(Connected(), 0)
+    assert machine.handle(Received(topics.up("farm", "cabin", kind), b"junk"), 1) == []
+    assert machine.refused_count == {"shape": 1}
+
+
+# The fleet
+
+
+def test_a_device_that_had_knocked_is_asked_for_its_birth_when_it_is_enrolled():
+    machine = coordinator()
+    machine.handle(Connected(), 0)
+    hear(machine, "stranger", fleet.birth())
+    enrolled = {name: KEY[name] for name in (*DEVICES, "stranger")}
+    effects = machine.handle(FleetRead(enrolled), AFTER)
+    assert kinds(effects) == ["StoreEpoch", "Publish"]
+    assert said(effects)[0][1].epoch == 2
+    assert kinds(hear(machine, "stranger", fleet.birth())) == ["StoreSeen"]
+
+
+def test_enrolling_a_device_that_never_came_wakes_nobody():
+    machine = coordinator()
+    machine.handle(Connected(), 0)
+    assert machine.handle(FleetRead({name: KEY[name] for name in (*DEVICES, "stranger")}), AFTER) == []
+
+
+def test_a_removed_device_is_unknown_and_no_round_waits_for_it():
+    machine = coordinator()
+    open_round(machine, "cabin", "dune")
+    hear(machine, "cabin", fleet.update())
+    effects = machine.handle(FleetRead({"cabin": KEY["cabin"]}), AFTER)
+    assert kinds(effects) == ["Aggregate"]
+    assert receipt_of(hear(machine, "dune", fleet.update())).verdict == "unknown"
+
+
+def test_a_device_with_a_new_key_may_count_its_boots_from_one_again():
+    machine = coordinator()
+    machine.handle(Connected(), 0)
+    hear(machine, "cabin", fleet.birth(boot=70))
+    fresh = {**{name: KEY[name] for name in DEVICES}, "cabin": KEY["stranger"]}
+    machine.handle(FleetRead(fresh), AFTER)
+    assert hear(machine, "cabin", fleet.birth(boot=1)) == []
+    assert kinds(hear(machine, "cabin", fleet.birth(boot=1), sign="stranger")) == ["StoreSeen"]
+
+
+# Rounds
+
+
+def test_a_round_is_stored_then_told_then_offered_to_whoever_is_there_and_eligible():
+    machine = coordinator()
+    machine.handle(Connected(), 0)
+    hear(machine, "cabin", fleet.birth())
+    hear(machine, "dune", fleet.birth(examples=4))  # the plan asks for 5
+    effects = machine.handle(RoundsRead((row(1),)), 1)
+    assert kinds(effects) == ["StoreRound", "Publish", "Publish", "Publish"]
+    assert (effects[0].row.status, effects[0].row.base_version) == ("open", 1)
+    assert [type(message) for _, message in said(effects)] == [Plan, State, Offer]
+    assert said(effects)[1][1].round_id == 1
+    device, offer = said(effects)[-1]
+    assert device == "cabin"
+    assert offer == Offer(1, digest_of(encode(fleet.PLAN)), 1, 60_000)
+
+
+def test_rounds_open_one_at_a_time_in_the_order_of_their_numbers():
+    machine = coordinator(rounds=(row(2), row(1)))
+    effects = machine.handle(Connected(), 0)
+    assert [effect.row.round_id for effect in effects if isinstance(effect, StoreRound)] == [1]
+    assert machine.handle(RoundsRead((row(1), row(2), row(3))), 1) == []
+    hear(machine, "cabin", fleet.birth())
+    hear(machine, "cabin", fleet.update())
+    machine.handle(Tick(), SETTLE_MS)
+    effects = machine.handle(Aggregated(1, params(1, 0, 0, 0), None, None), AFTER)
+    assert [effect.row.round_id for effect in effects if isinstance(effect, StoreRound)] == [2]
+
+
+def test_a_birth_during_a_round_is_an_invitation_and_again_until_there_is_an_update():
+    machine = coordinator()
+    open_round(machine, "dune", updates_min=3)
+    assert offered(hear(machine, "cabin", fleet.birth())) == ["cabin"]
+    assert offered(hear(machine, "cabin", fleet.birth(1, 2))) == ["cabin"]
+    hear(machine, "cabin", fleet.update())
+    assert offered(hear(machine, "cabin", fleet.birth(1, 3))) == []
+
+
+def test_an_old_birth_is_not_believed_and_an_old_death_neither():
+    machine = coordinator()
+    open_round(machine)
+    hear(machine, "cabin", fleet.birth(2, 1))
+    assert hear(machine, "cabin", fleet.birth(1, 9)) == []
+    assert hear(machine, "cabin", fleet.death(1, 9)) == []
+    assert kinds(hear(machine, "cabin", fleet.death(2, 1))) == ["StoreSeen"]
+
+
+def test_a_round_closes_as_soon_as_everyone_invited_has_reported():
+    machine = coordinator()
+    open_round(machine, "cabin", "dune")
+    assert "Aggregate" not in kinds(hear(machine, "cabin", fleet.update()))
+    effects = hear(machine, "dune", fleet.update())
+    assert kinds(effects) == ["StoreUpdate", "Publish", "Aggregate"]
+    assert [(m.device_id, m.weight) for m in effects[-1].members] == [("cabin", 40), ("dune", 40)]
+
+
+def test_a_round_does_not_wait_for_a_device_that_died():
+    machine = coordinator()
+    open_round(machine, "cabin", "dune")
+    hear(machine, "cabin", fleet.update())
+    assert kinds(hear(machine, "dune", fleet.death())) == ["StoreSeen", "Aggregate"]
+
+
+def test_a_round_waits_for_the_slow_until_its_time_is_up():
+    machine = coordinator()
+    open_round(machine, "cabin", "dune")
+    hear(machine, "cabin", fleet.update())
+    assert machine.handle(Tick(), AFTER + 59_999) == []
+    assert kinds(machine.handle(Tick(), AFTER + 60_000)) == ["Aggregate"]
+
+
+def test_a_round_never_closes_with_fewer_updates_than_it_needs():
+    machine = coordinator()
+    open_round(machine, "cabin", "dune", updates_min=2)
+    hear(machine, "cabin", fleet.update())
+    hear(machine, "dune", fleet.death())
+    effects = machine.handle(Tick(), AFTER + 60_000)
+    assert "Aggregate" not in kinds(effects)
+    assert machine.wake_at_ms == AFTER + 120_000
+    assert offered(hear(machine, "dune", fleet.birth(1, 2), AFTER + 61_000)) == ["dune"]
+    assert "Aggregate" in kinds(hear(machine, "dune", fleet.update(), AFTER + 62_000))
+
+
+def test_when_time_is_up_with_too_few_updates_the_missing_are_invited_again():
+    machine = coordinator()
+    open_round(machine, "cabin", "dune", updates_min=2)
+    hear(machine, "cabin", fleet.update())
+    assert offered(machine.handle(Tick(), AFTER + 60_000)) == ["dune"]
+
+
+def test_no_round_closes_before_births_had_their_time():
+    machine = coordinator(rounds=(row(1, status="open", base_version=1),), pending=(Pending("cabin", 1, 1, 9),))
+    machine.handle(Connected(), 0)
+    assert machine.wake_at_ms == SETTLE_MS
+    assert machine.handle(Tick(), SETTLE_MS - 1) == []
+    assert kinds(machine.handle(Tick(), SETTLE_MS)) == ["Aggregate"]
+
+
+def test_a_cohort_is_drawn_by_lot_and_never_too_large():
+    drawn = set()
+    for seed in range(20):
+        machine = Coordinator(fleet.identity(), fleet.snapshot(), random.Random(seed))
+        effects = open_round(machine, *DEVICES, cohort_max=2, updates_min=2)
+        assert len(offered(effects)) == 2
+        drawn.add(tuple(offered(effects)))
+        (left_out,) = set(DEVICES) - set(offered(effects))
+        assert offered(hear(machine, left_out, fleet.birth(1, 2))) == []
+    assert len(drawn) == 3
+
+
+def test_a_place_in_the_cohort_is_not_held_for_ever_by_a_device_that_never_reports():
+    machine = coordinator()
+    (chosen,) = offered(open_round(machine, *DEVICES, cohort_max=1))
+    hear(machine, chosen, fleet.death())
+    (second,) = offered(machine.handle(Tick(), AFTER + 60_000))
+    assert second != chosen
+
+
+def test_whoever_reports_without_a_place_is_counted_and_not_invited_again():
+    machine = coordinator()
+    (chosen,) = offered(open_round(machine, "cabin", "dune", cohort_max=1, updates_min=2))
+    other = "dune" if chosen == "cabin" else "cabin"
+    assert receipt_of(hear(machine, other, fleet.update())).verdict == "accepted"
+    assert offered(hear(machine, other, fleet.birth(1, 2))) == []
+
+
+def test_a_late_update_is_counted_by_the_next_round_with_less_weight():
+    machine = coordinator()
+    open_round(machine, "cabin", "dune")
+    hear(machine, "cabin", fleet.update())
+    hear(machine, "dune", fleet.death())
+    machine.handle(Aggregated(1, params(1, 0, 0, 0), None, None), AFTER)
+    late = hear(machine, "dune", fleet.update())
+    assert kinds(late) == ["StoreUpdate", "Publish"]
+    hear(machine, "dune", fleet.death())
+    machine.handle(RoundsRead((row(2),)), AFTER)
+    effects = hear(machine, "cabin", fleet.update(2, 2))
+    assert [(m.device_id, m.round_id, m.weight) for m in effects[-1].members] == [("cabin", 2, 40), ("dune", 1, 27)]
+
+
+def test_the_new_version_is_committed_before_it_is_told():
+    machine = coordinator()
+    open_round(machine, "cabin")
+    hear(machine, "cabin", fleet.update())
+    effects = machine.handle(Aggregated(1, params(1, 2, 3, 4), 0.5, 0.7), AFTER)
+    assert kinds(effects) == ["CommitRound", "Publish", "Publish"]
+    commit = effects[0]
+    assert isinstance(commit, CommitRound)
+    assert (commit.row.status, commit.row.model_version) == ("closed", 2)
+    assert (commit.accuracy, commit.loss) == (0.5, 0.7)
+    assert (commit.manifest.model_version, commit.manifest.parent_version) == (2, 1)
+    assert [m.device_id for m in commit.members] == ["cabin"]
+    before = fleet.first_manifest()[0]
+    assert commit.manifest.files[0] == before.files[0]
+    assert commit.manifest.files[1].digest == digest_of(params(1, 2, 3, 4))
+    assert [message for _, message in said(effects)] == [commit.manifest, State(1, True, 0, 2)]
+    assert machine.pending_count == 0
+
+
+def test_an_update_that_comes_while_a_round_closes_is_kept_for_the_next():
+    machine = coordinator()
+    open_round(machine, "cabin", "dune")
+    hear(machine, "dune", fleet.death())
+    hear(machine, "cabin", fleet.update())
+    assert kinds(hear(machine, "dune", fleet.update())) == ["StoreUpdate", "Publish"]
+    effects = machine.handle(Aggregated(1, params(1, 0, 0, 0), None, None), AFTER)
+    assert [m.device_id for m in effects[0].members] == ["cabin"]
+    assert machine.pending_count == 1
+
+
+def test_a_failed_aggregation_is_tried_again_after_a_pause():
+    machine = coordinator()
+    open_round(machine, "cabin")
+    hear(machine, "cabin", fleet.update())
+    assert machine.handle(AggregateFailed(1, "no"), AFTER) == []
+    assert machine.wake_at_ms == AFTER + RETRY_MS
+    assert machine.handle(Tick(), AFTER + RETRY_MS - 1) == []
+    assert kinds(machine.handle(Tick(), AFTER + RETRY_MS)) == ["Aggregate"]
+
+
+@pytest.mark.parametrize("answer", [Aggregated(9, params(1, 0, 0, 0), None, None), AggregateFailed(9, "")])
+def test_an_answer_about_another_round_changes_nothing(answer):
+    machine = coordinator()
+    open_round(machine, "cabin")
+    hear(machine, "cabin", fleet.update())
+    assert machine.handle(answer, AFTER) == []
+    assert kinds(machine.handle(Aggregated(1, params(1, 0, 0, 0), None, None), AFTER))[0] == "CommitRound"
+
+
+def test_a_round_may_close_while_the_link_is_away_and_the_next_opens_when_it_is_back():
+    machine = coordinator()
+    open_round(machine, "cabin")
+    machine.handle(RoundsRead((row(2),)), AFTER)
+    hear(machine, "cabin", fleet.update())
+    machine.handle(Disconnected(), AFTER)
+    effects = machine.handle(Aggregated(1, params(1, 0, 0, 0), None, None), AFTER)
+    assert "StoreRound" not in kinds(effects)
+    assert "StoreRound" in kinds(machine.handle(Connected(), AFTER))
+
+
+# Files and telemetry
+
+
+def test_a_want_is_answered_with_the_chunks_that_there_are():
+    machine = coordinator()
+    machine.handle(Connected(), 0)
+    file = fleet.first_manifest()[0].files[0]
+    effects = hear(machine, "cabin", Want(file.digest, (Range(0, 3),)))
+    assert effects == [SendChunk(topics.dn("farm", "cabin", "chunk"), file, 0)]
+    assert hear(machine, "cabin", Want(b"\0" * 32, (Range(0, 1),))) == []
+
+
+def test_telemetry_is_kept_for_the_operator():
+    machine = coordinator()
+    machine.handle(Connected(), 0)
+    effects = hear(machine, "cabin", Telemetry(1, 1, "waiting", "too hot", 5, 6))
+    assert effects == [StoreSeen("cabin", True, work="waiting", reason="too hot")]
+
+
+# After a restart
+
+
+def test_a_resumed_round_knows_who_has_reported_and_invites_the_others():
+    reported = {"cabin": Last(1, b"x" * 32)}
+    machine = coordinator(
+        rounds=(row(1, status="open", base_version=1),), last=reported, pending=(Pending("cabin", 1, 1, 40),)
+    )
+    machine.handle(Connected(), 0)
+    assert offered(hear(machine, "cabin", fleet.birth())) == []
+    assert offered(hear(machine, "dune", fleet.birth())) == ["dune"]
+
+
+# Time
+
+
+def _random_event(chance: random.Random, machine: Coordinator, round_id: int) -> Event:
+    device = chance.choice((*DEVICES, "stranger"))
+    pair = (chance.randrange(1, 3), chance.randrange(1, 3))
+    words = {
+        "birth": fleet.birth(*pair),
+        "death": fleet.death(*pair),
+        "update": fleet.update(max(1, round_id - chance.randrange(2)), chance.randrange(1, 4)),
+    }
+    events: list[Event] = [
+        Connected(),
+        Disconnected(),
+        RoundsRead((row(round_id, updates_min=chance.randrange(1, 4), lasts_ms=chance.choice((1, 50, 60_000))),)),
+        FleetRead({name: KEY[name] for name in chance.sample(DEVICES, chance.randrange(1, 4))}),
+        AggregateFailed(round_id, "no"),
+        *(Received(*sealed(device, word)) for word in words.values() for _ in range(3)),
+    ]
+    return chance.choice(events)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_a_tick_at_its_time_moves_the_time_forward_or_clears_it(seed):
+    """No busy loop, whatever has happened: a Tick when it is due leaves nothing due."""
+    chance = random.Random(seed)
+    machine = Coordinator(fleet.identity(), fleet.snapshot(), random.Random(seed))
+    now_ms = 0
+    machine.handle(Connected(), now_ms)
+    ticks = 0
+    for step in range(120):
+        now_ms += chance.choice((0, 1, 40, 7000))
+        for effect in machine.handle(_random_event(chance, machine, 1 + step // 30), now_ms):
+            if isinstance(effect, Aggregate) and chance.random() < 0.7:
+                machine.handle(Aggregated(effect.round_id, params(1, 0, 0, 0), None, None), now_ms)
+        due = machine.wake_at_ms
+        if due is not None:
+            now_ms = max(now_ms, due)
+            machine.handle(Tick(), now_ms)
+            ticks += 1
+            assert machine.wake_at_ms is None or machine.wake_at_ms > now_ms
+    assert ticks > 0
+
+
+def test_what_is_published_is_signed_by_the_coordinator_for_its_topic():
+    machine = coordinator()
+    effects = [*open_round(machine, "cabin"), *hear(machine, "cabin", fleet.update())]
+    published = [effect for effect in effects if isinstance(effect, Publish)]
+    assert len(published) >= 4
+    for effect in published:
+        unseal(effect.payload, effect.topic, keys.verifier(KEY["coordinator"]))
+
+
+def test_effects_name_updates_only_once_per_device_and_round():
+    machine = coordinator()
+    open_round(machine, *DEVICES)
+    effects = [effect for _ in range(3) for device in DEVICES for effect in hear(machine, device, fleet.update())]
+    stored = [(e.row.device_id, e.row.round_id) for e in effects if isinstance(e, StoreUpdate)]
+    assert sorted(stored) == [(device, 1) for device in DEVICES]

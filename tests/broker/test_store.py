@@ -1,0 +1,298 @@
+"""The store: what was said to be kept is there after any end of the process, once."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from broker import store as stores
+from broker.effects import CommitRound, Pending, Publish, StoreEpoch, StoreRound, StoreSeen, StoreUpdate, UpdateRow
+from broker.rows import Cost
+from broker.store import VERSIONS_KEPT, Store, StoreError
+from tests.broker import fleet
+from tests.broker.fleet import KEY, PLAN, first_manifest, params, row
+from wire import chunks
+from wire.messages import Manifest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    with Store(tmp_path / "broker.db") as store:
+        store.put_first_version(*first_manifest())
+    return tmp_path / "broker.db"
+
+
+def update_row(device: str = "cabin", round_id: int = 1, payload: bytes = b"payload") -> UpdateRow:
+    return UpdateRow(device, round_id, 1, 40, b"d" * 32, 3, 4, payload)
+
+
+def commit(round_id: int, version: int, *members: Pending, content: bytes | None = None) -> CommitRound:
+    content = content or params(version, 0, 0, 0)
+    files = (first_manifest()[0].files[0], chunks.split("params.f32", content))
+    manifest = Manifest("tiny", version, version - 1, 4, files)
+    closed = row(round_id, status="closed", base_version=version - 1, model_version=version)
+    return CommitRound(closed, manifest, content, members, 0.5, 0.25)
+
+
+def member(device: str = "cabin", round_id: int = 1) -> Pending:
+    return Pending(device, round_id, 1, 20)
+
+
+def open_round(store: Store, round_id: int = 1, version: int = 1) -> None:
+    store.apply(StoreRound(row(round_id, status="open", base_version=version)))
+
+
+def test_a_new_store_holds_the_first_version_and_nothing_else(path: Path) -> None:
+    with Store(path) as store:
+        manifest, blobs = first_manifest()
+        assert store.snapshot() == fleet.snapshot(fleet={}, manifest=manifest)
+        assert {digest: store.blob(digest) for digest in blobs} == blobs
+        (version,) = store.versions()
+    assert (version.model_version, version.parent_version, version.round_id, version.members) == (1, 0, 0, 0)
+    assert version.params_digest == manifest.files[1].digest
+
+
+def test_every_write_is_there_for_a_process_that_opens_the_file_after_it(path: Path) -> None:
+    """As after a SIGKILL: the writer is never closed, and each effect is looked for through a fresh connection."""
+    writer = Store(path)
+    writer.add_device("cabin", KEY["cabin"])
+    assert Store(path).fleet() == {"cabin": KEY["cabin"]}
+    writer.apply(StoreEpoch(7))
+    assert Store(path).snapshot().epoch == 7
+    writer.apply(StoreRound(row(1)))
+    assert Store(path).snapshot().rounds == (row(1),)
+    open_round(writer)
+    assert Store(path).snapshot().rounds == (row(1, status="open", base_version=1),)
+    writer.apply(StoreUpdate(update_row()))
+    after = Store(path).snapshot()
+    assert after.pending == (Pending("cabin", 1, 1, 40),)
+    assert (after.last["cabin"].round_id, after.last["cabin"].digest) == (1, b"d" * 32)
+    assert Store(path).update_payload("cabin", 1) == b"payload"
+    writer.apply(commit(1, 2, member()), Cost(10, 20, 1.5))
+    after = Store(path).snapshot()
+    assert after.pending == ()
+    assert after.last["cabin"].round_id == 1
+    assert (after.rounds[0].status, after.rounds[0].model_version) == ("closed", 2)
+    assert after.manifest is not None
+    assert after.manifest.model_version == 2
+    newest = Store(path).versions()[-1]
+    assert (newest.round_id, newest.members, newest.accuracy, newest.loss) == (1, 1, 0.5, 0.25)
+    assert (newest.bytes_up, newest.bytes_down, newest.seconds) == (10, 20, 1.5)
+    assert [u.counted_in for u in Store(path).updates()] == [2]
+
+
+def test_a_second_update_of_a_device_in_a_round_is_a_fault_of_ours(path: Path) -> None:
+    store = Store(path)
+    store.apply(StoreUpdate(update_row()))
+    with pytest.raises(StoreError, match="stored already"):
+        store.apply(StoreUpdate(update_row(payload=b"another")))
+    assert store.update_payload("cabin", 1) == b"payload"
+
+
+def test_several_effects_are_kept_all_or_none(path: Path) -> None:
+    store = Store(path)
+    store.apply(StoreUpdate(update_row("cabin")))
+    with pytest.raises(StoreError):
+        store.apply_all([StoreUpdate(update_row("dune")), StoreUpdate(update_row("cabin"))])
+    assert [u.device_id for u in Store(path).updates()] == ["cabin"]
+    store.apply_all([StoreUpdate(update_row("dune")), StoreUpdate(update_row("elm"))])
+    assert [u.device_id for u in Store(path).updates()] == ["cabin", "dune", "elm"]
+
+
+@pytest.mark.parametrize("members", [(member("ghost"),), (member("cabin"), member("cabin"))])
+def test_a_version_that_counts_what_it_may_not_leaves_no_trace(path: Path, members: tuple[Pending, ...]) -> None:
+    store = Store(path)
+    open_round(store)
+    store.apply(StoreUpdate(update_row("cabin")))
+    before = Store(path).snapshot()
+    with pytest.raises(StoreError, match="not stored, or counted already"):
+        store.apply(commit(1, 2, *members))
+    assert Store(path).snapshot() == before
+    assert len(Store(path).versions()) == 1
+    with pytest.raises(StoreError):
+        Store(path).blob(chunks.split("params.f32", params(2, 0, 0, 0)).digest)
+    store.apply(commit(1, 2, member("cabin")))
+
+
+def test_no_update_is_counted_by_two_versions(path: Path) -> None:
+    store = Store(path)
+    store.apply(StoreUpdate(update_row()))
+    open_round(store)
+    store.apply(commit(1, 2, member()))
+    open_round(store, 2, 2)
+    with pytest.raises(StoreError, match="counted already"):
+        store.apply(commit(2, 3, member()))
+    assert store.updates()[0].counted_in == 2
+
+
+@pytest.mark.parametrize("status", [None, "waiting", "closed"])
+def test_only_an_open_round_can_be_closed(path: Path, status: str | None) -> None:
+    store = Store(path)
+    if status is not None:
+        store.apply(StoreRound(row(1, status=status)))
+    with pytest.raises(StoreError, match="not open"):
+        store.apply(commit(1, 2))
+    assert len(store.versions()) == 1
+
+
+def test_two_rounds_are_never_open_at_once(path: Path) -> None:
+    store = Store(path)
+    open_round(store, 1)
+    with pytest.raises(StoreError):
+        open_round(store, 2)
+
+
+def test_the_numbers_of_devices_are_kept_and_only_old_versions_let_go(path: Path) -> None:
+    store = Store(path)
+    digests = [store.versions()[0].params_digest]
+    for round_id in range(1, VERSIONS_KEPT + 4):
+        store.apply(StoreUpdate(update_row("cabin", round_id)))
+        open_round(store, round_id, round_id)
+        store.apply(commit(round_id, round_id + 1, member("cabin", round_id)))
+        digests.append(store.versions()[-1].params_digest)
+    kept = digests[-VERSIONS_KEPT:]
+    assert [store.blob(digest) != b"" for digest in kept] == [True] * VERSIONS_KEPT
+    for digest in digests[:-VERSIONS_KEPT]:
+        with pytest.raises(StoreError, match="too old"):
+            store.blob(digest)
+    assert store.blob(first_manifest()[0].files[0].digest) == b"a model" * 10
+    assert len(store.versions()) == VERSIONS_KEPT + 4
+    assert store.update_payload("cabin", 1) == b""
+    assert store.updates()[0].payload_bytes == len(b"payload")
+    assert store.update_payload("cabin", VERSIONS_KEPT + 3) == b"payload"
+
+
+def test_params_that_came_back_are_not_let_go_with_the_old_version(path: Path) -> None:
+    store = Store(path)
+    same = params(0, 0, 0, 0)
+    for round_id in range(1, VERSIONS_KEPT + 2):
+        open_round(store, round_id, round_id)
+        store.apply(commit(round_id, round_id + 1, content=same))
+    assert store.blob(store.versions()[-1].params_digest) == same
+
+
+def test_a_sighting_keeps_what_it_does_not_say(path: Path) -> None:
+    store = Store(path)
+    store.apply(StoreSeen("cabin", True, "agent-1", 40, 3))
+    store.apply(StoreSeen("cabin", True, work="waiting", reason="too hot"))
+    (seen,) = store.seen()
+    assert (seen.present, seen.software, seen.num_examples, seen.model_version) == (True, "agent-1", 40, 3)
+    assert (seen.work, seen.reason) == ("waiting", "too hot")
+    store.apply(StoreSeen("cabin", True, work="idle"))
+    store.apply(StoreSeen("cabin", False))
+    (seen,) = store.seen()
+    assert (seen.present, seen.software, seen.work, seen.reason) == (False, "agent-1", "idle", "")
+
+
+def test_a_new_epoch_believes_nobody_present(path: Path) -> None:
+    store = Store(path)
+    store.apply(StoreSeen("cabin", True, "agent-1", 40, 3))
+    store.apply(StoreEpoch(2))
+    assert [seen.present for seen in store.seen()] == [False]
+
+
+def test_after_sightings_every_write_is_flushed_again(path: Path) -> None:
+    store = Store(path)
+    store.apply(StoreSeen("cabin", True, "agent-1", 40, 3))
+    assert store._rows("PRAGMA synchronous") == [(2,)]  # FULL
+
+
+def test_a_command_beside_serve_is_noticed_and_our_own_writes_are_not(path: Path) -> None:
+    serving, command = Store(path), Store(path)
+    before = serving.change_counter()
+    serving.apply(StoreEpoch(2))
+    assert serving.change_counter() == before
+    assert command.request_rounds(PLAN, 2, 1, 0, 1000) == [1, 2]
+    assert serving.change_counter() != before
+    assert [waiting.round_id for waiting in serving.waiting_rounds()] == [1, 2]
+    assert serving.waiting_rounds()[0].plan == PLAN
+    assert command.request_rounds(PLAN, 1, 1, 0, 1000) == [3]
+
+
+def test_a_reader_cannot_write_and_sees_what_the_writer_wrote(path: Path) -> None:
+    with Store(path) as writer, Store(path, read_only=True) as reader:
+        writer.add_device("cabin", KEY["cabin"])
+        assert reader.fleet() == {"cabin": KEY["cabin"]}
+        with pytest.raises(StoreError, match="readonly"):
+            reader.add_device("dune", KEY["dune"])
+
+
+def test_devices_come_change_their_key_and_go(path: Path) -> None:
+    with Store(path) as store:
+        assert store.add_device("cabin", "one")
+        assert not store.add_device("cabin", "one")
+        assert store.add_device("cabin", "two")
+        store.apply(StoreUpdate(update_row()))
+        assert store.remove_device("cabin")
+        assert not store.remove_device("cabin")
+        assert store.fleet() == {}
+        assert store.snapshot().pending == (Pending("cabin", 1, 1, 40),)
+
+
+def test_only_the_newest_closed_rounds_are_read_and_every_other(path: Path) -> None:
+    store = Store(path)
+    with store.transaction():
+        for round_id in range(1, 71):
+            store.apply(StoreRound(row(round_id, status="closed")))
+    store.apply(StoreRound(row(71, status="open")))
+    store.apply(StoreRound(row(72)))
+    ids = [each.round_id for each in store.snapshot().rounds]
+    assert ids == [*range(7, 73)]
+    assert len(store.rounds()) == 72
+
+
+def test_the_field_score_is_pooled_over_the_devices_that_reported_on_a_version(path: Path) -> None:
+    store = Store(path)
+    store.apply(StoreUpdate(update_row("cabin")))
+    store.apply(StoreUpdate(msgspec.structs.replace(update_row("dune"), held_out_correct=1, held_out_count=6)))
+    assert store.field_scores() == {1: (4, 10)}
+
+
+def test_a_full_disk_is_a_sentence_and_nothing_is_half_written(path: Path) -> None:
+    store = Store(path)
+    pages = store._rows("PRAGMA page_count")[0][0]
+    store._run(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(StoreError, match="make room on that disk"):
+        store.apply_all([StoreUpdate(update_row("cabin")), StoreUpdate(update_row("dune", payload=bytes(100_000)))])
+    store._run("PRAGMA max_page_count = 100000")
+    assert store.updates() == []
+    store.apply(StoreUpdate(update_row("cabin")))
+
+
+def test_what_is_no_store_is_refused_with_a_sentence(tmp_path: Path, path: Path) -> None:
+    with pytest.raises(StoreError, match="make one with broker init"):
+        Store(tmp_path / "none.db", read_only=True)
+    (tmp_path / "text.db").write_text("this is no database, whatever its name says" * 100)
+    with pytest.raises(StoreError, match="not a database"):
+        Store(tmp_path / "text.db")
+    with pytest.raises(StoreError, match="cannot open"):
+        Store(tmp_path / "no/such/directory.db")
+    with pytest.raises(StoreError, match="no effect on the store"):
+        Store(path).apply(Publish("t", b""))
+
+
+def test_a_store_of_a_newer_broker_is_left_alone(path: Path) -> None:
+    Store(path)._put_setting("schema", 99)
+    with pytest.raises(StoreError, match="newer broker"):
+        Store(path)
+
+
+def test_an_older_store_is_brought_forward_by_a_writer_only(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = stores.migrations.steps()
+    later = [*steps, ["ALTER TABLE devices ADD COLUMN note TEXT"]]
+    monkeypatch.setattr(stores.migrations, "steps", lambda: later)
+    with pytest.raises(StoreError, match="older broker"):
+        Store(path, read_only=True)
+    Store(path)
+    assert "note" in str(sqlite3.connect(path).execute("SELECT sql FROM sqlite_master WHERE name='devices'").fetchall())
+    assert Store(path, read_only=True).snapshot().manifest is not None
+
+
+def test_nobody_else_may_read_the_store(path: Path) -> None:
+    assert path.stat().st_mode & 0o077 == 0
