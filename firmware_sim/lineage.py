@@ -1,0 +1,165 @@
+"""The audit: was every finished update counted, and none twice? Recomputed from outside, bit for bit.
+
+    finished   what the devices' logs say was in an outbox on flash (its digest)
+    counted    what the store says a version counts
+    proved     what the parameters themselves say
+
+The store's word is not enough: a coordinator that adds an update twice may still write down one. So the auditor
+takes the first version's parameters and adds, version by version, the updates that it heard on the wire itself, in
+another order and another grouping than the coordinator. Sums are exact integers, so the result must have the very
+SHA-256 that the version's manifest names. Where it has not, the auditor tries each member out, and twice, and
+says which one was lost or doubled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from broker.effects import Pending
+from broker.rounds import weigh
+from engine import ring
+from engine.codec import sparse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from broker.rows import StoredUpdate, VersionRow
+    from broker.store import Store
+    from engine.codec.sparse import Sparse
+    from wire.messages import Update
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An update that a device wrote to its outbox."""
+
+    device_id: str
+    round_id: int
+    sealed_bytes: int
+
+
+@dataclass(frozen=True)
+class Member:
+    """One update as a version should count it, with its weight."""
+
+    key: tuple[str, int]  # (device_id, round_id)
+    update: Sparse
+    weight: int
+
+
+@dataclass
+class Lineage:
+    """The parameters of one version after the other, recomputed. Starts from version 1's own bytes."""
+
+    params: bytes
+    learning_rate: float
+    version: int = 1
+    proved: list[int] = field(default_factory=list)  # versions with the digest that they should have
+    wrong: list[int] = field(default_factory=list)  # versions with another one
+    left_out: list[tuple[str, int]] = field(default_factory=list)  # what a wrong version does not hold
+    doubled: list[tuple[str, int]] = field(default_factory=list)  # what it holds twice
+    from_store: int = 0  # members that the wire did not show, taken from the store
+
+    def advance(self, store: Store, heard: Callable[[bytes], Update | None]) -> None:
+        """Check every version that is new in `store`; `heard` gives the update with a digest, from the wire."""
+        rows = {row.model_version: row for row in store.versions()}
+        if self.version + 1 not in rows:
+            return
+        weight_max = {row.round_id: row.plan.num_examples_max for row in store.rounds()}
+        counted = [update for update in store.updates() if (update.counted_in or 0) > self.version]
+        while (row := rows.get(self.version + 1)) is not None:
+            mine = [update for update in counted if update.counted_in == row.model_version]
+            members = [self._member(store, update, heard(update.digest), weight_max) for update in mine]
+            self._check(store, row, members)
+
+    def _member(
+        self, store: Store, stored: StoredUpdate, update: Update | None, weight_max: Mapping[int, int]
+    ) -> Member:
+        """What the update is by itself; by the store only where the wire did not show it."""
+        if update is not None:
+            payload, base_version = update.payload, update.base_version
+            weight = min(update.num_examples, weight_max[update.round_id])
+        else:
+            self.from_store += 1
+            payload, base_version, weight = (
+                store.update_payload(stored.device_id, stored.round_id),
+                stored.base_version,
+                stored.weight,
+            )
+        pending = weigh(Pending(stored.device_id, stored.round_id, base_version, weight), self.version)
+        size = len(self.params) // 4
+        return Member(
+            (stored.device_id, stored.round_id), sparse.decode(payload, size=size, k_max=size), pending.weight
+        )
+
+    def _check(self, store: Store, row: VersionRow, members: Sequence[Member]) -> None:
+        params = self._add(members)
+        self.version = row.model_version
+        if hashlib.sha256(params).digest() == row.params_digest:
+            self.proved.append(row.model_version)
+            self.params = params
+            return
+        self.wrong.append(row.model_version)
+        for at, member in enumerate(members):
+            others = [*members[:at], *members[at + 1 :]]
+            for found, tried in ((self.left_out, others), (self.doubled, [*members, member])):
+                if tried and hashlib.sha256(self._add(tried)).digest() == row.params_digest:
+                    found.append(member.key)
+                    self.params = self._add(tried)
+                    return
+        # Nothing explains it: no member of this version is proved. Go on from what the coordinator made of it.
+        self.left_out += [member.key for member in members]
+        self.params = store.blob(row.params_digest)
+
+    def _add(self, members: Sequence[Member]) -> bytes:
+        """The next parameters, summed from the last member to the first, in two groups that are merged."""
+        before = np.frombuffer(self.params, dtype="<f4")
+        groups = [ring.empty(len(before)), ring.empty(len(before))]
+        for at, member in enumerate(reversed(members)):
+            groups[at % 2] = ring.add(groups[at % 2], member.update, member.weight)
+        step = ring.mean_step(ring.merge(*groups), self.learning_rate)
+        return (before + step).astype("<f4").tobytes()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of every update. Each list holds (device_id, round_id)."""
+
+    finished: int
+    counted: int
+    refused: list[tuple[str, int]]
+    lost: list[tuple[str, int]]
+    double_counted: list[tuple[str, int]]
+    unknown: list[tuple[str, int]]  # counted, though no device's log says that it was made
+    versions_proved: int
+    versions_wrong: int
+    from_store: int
+
+
+def judge(
+    finished: Mapping[bytes, Finished], stored: Iterable[StoredUpdate], refused: Iterable[bytes], lineage: Lineage
+) -> Verdict:
+    """Compare what devices finished with what versions count. `refused`: digests refused for a device's own fault."""
+    left_out = set(lineage.left_out)
+    counted = {
+        update.digest: (update.device_id, update.round_id)
+        for update in stored
+        if update.counted_in is not None and (update.device_id, update.round_id) not in left_out
+    }
+    refused = {digest for digest in refused if digest in finished and digest not in counted}
+    lost = [made for digest, made in finished.items() if digest not in counted and digest not in refused]
+    return Verdict(
+        finished=len(finished),
+        counted=len(counted),
+        refused=sorted((finished[digest].device_id, finished[digest].round_id) for digest in refused),
+        lost=sorted((made.device_id, made.round_id) for made in lost),
+        double_counted=sorted(lineage.doubled),
+        unknown=sorted(key for digest, key in counted.items() if digest not in finished),
+        versions_proved=len(lineage.proved),
+        versions_wrong=len(lineage.wrong),
+        from_store=lineage.from_store,
+    )

@@ -1,0 +1,119 @@
+"""Real programs as children: started so that none outlives us, stopped in order, measured by the operating system.
+
+A child is tied to us three times over: it is stopped in order at the end, it gets SIGKILL when the thread that
+started it dies (PR_SET_PDEATHSIG, so start children from the main thread), and it looks at its parent once more
+after asking for that. It has a session of its own: Ctrl-C is for us, who then stop it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+STOP_TIMEOUT_S: Final = 5.0
+
+# Replaces itself with the program, so the pid is the program's. Its parent may be gone before prctl: look again after.
+_TETHER: Final = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() == int(sys.argv[1]):
+    os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+class Program:
+    """One program that may be started, killed and started again; its output is appended to `log`."""
+
+    def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
+        self.name = name
+        self.log = log
+        self._command = list(command)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process; 0 when none was started."""
+        return self._process.pid if self._process is not None else 0
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process is there."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start it; from the main thread."""
+        assert not self.is_running, f"{self.name} is running already"
+        with self.log.open("ab", buffering=0) as log:
+            log.write(b"\n")  # a process that was killed may have left half a line
+            tether = [sys.executable, "-I", "-S", "-c", _TETHER, str(os.getpid())]
+            self._process = subprocess.Popen(
+                [*tether, *self._command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def kill(self) -> None:
+        """End it as a power cut would (SIGKILL)."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def ask_to_stop(self) -> None:
+        """Send SIGTERM, and do not wait."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGTERM)
+
+    def wait(self, until: float) -> None:
+        """Wait until the monotonic time `until` for it to end; then kill it."""
+        if self._process is None:
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(max(0.0, until - time.monotonic()))
+        self.kill()
+
+    def tail(self, lines: int = 6) -> str:
+        """The end of its log, for an error message."""
+        if not self.log.exists():
+            return ""
+        return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-lines:])
+
+
+def stop_all(programs: Iterable[Program], timeout_s: float = STOP_TIMEOUT_S) -> None:
+    """Ask all to stop at once, then wait for each; whoever takes longer than `timeout_s` is killed."""
+    programs = list(programs)
+    for program in programs:
+        program.ask_to_stop()
+    until = time.monotonic() + timeout_s
+    for program in programs:
+        program.wait(until)
+
+
+def rss_bytes(pid: int) -> int:
+    """Resident memory of a process as Linux counts it (VmRSS, proc(5)); 0 when it is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text("ascii", "replace")
+    except OSError:
+        return 0
+    found = re.search(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
+def has_children(pid: int) -> bool:
+    """Whether the process has a child now: an agent has one exactly while it trains."""
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        return any((task / "children").read_text("ascii").strip() for task in tasks)
+    except OSError:
+        return False

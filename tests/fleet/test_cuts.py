@@ -1,0 +1,49 @@
+"""Each effect of a scripted calm life, cut: before it, after it, and failed but persisted. All of them, not some."""
+
+import functools
+
+import pytest
+
+from firmware_sim import storm
+from firmware_sim.weather import CALM
+from firmware_sim.world import Cut
+
+FATES = ("cut before", "cut after", "exit after")
+SEED = 1
+
+
+@functools.cache
+def calm_life():
+    return storm.run(SEED, CALM, devices=2, rounds=2)
+
+
+def test_the_calm_life_is_calm_and_does_something():
+    life = calm_life()
+    assert not life.broken
+    assert not set(life.faults) - {"will"}
+    assert life.effect_count["device-00"] > 50
+    assert life.effect_count["coordinator"] > 80
+
+
+@pytest.mark.parametrize("fate", FATES)
+@pytest.mark.parametrize("actor", ["device-00", "coordinator"])
+def test_a_life_that_is_cut_at_any_effect_keeps_every_promise(actor, fate):
+    happened = 0
+    for effect in range(calm_life().effect_count[actor]):
+        verdict = storm.run(SEED, CALM, devices=2, rounds=2, cut=Cut(actor, effect, fate))
+        assert not verdict.broken, f"{fate} effect {effect} of {actor}\n{storm.tell(verdict)}"
+        happened += verdict.faults[f"{actor.partition('-')[0]} {fate}"]
+    assert happened == calm_life().effect_count[actor], "a cut that was scripted did not happen"
+
+
+@pytest.mark.parametrize("fate", ["cut before", "exit after"])
+def test_a_life_with_a_refused_update_that_is_cut_at_any_effect_keeps_every_promise(fate):
+    def break_one(world):
+        world.faulty = {"device-00"}
+
+    effects = storm.run(SEED, CALM, devices=2, rounds=2, prepare=break_one).effect_count["device-00"]
+    assert effects > 50
+    for effect in range(effects):
+        cut = Cut("device-00", effect, fate)
+        verdict = storm.run(SEED, CALM, devices=2, rounds=2, cut=cut, prepare=break_one)
+        assert not verdict.broken, f"{fate} effect {effect}\n{storm.tell(verdict)}"

@@ -1,0 +1,202 @@
+"""Weathers with a name, one fault at a time, and the promises that need a scene of their own."""
+
+import pytest
+
+from firmware_sim import keyring, storm, weather, witness
+from firmware_sim.weather import BROWNOUT, CALM, STORM, Weather
+from firmware_sim.world import World
+from wire import topics
+
+MINUTE_MS = 60_000
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_power_cut_does_not_cost_a_device_the_round(seed):
+    """Liveness: a device that comes back before the round closes is offered it again, and is counted once."""
+    world = World(seed, BROWNOUT)
+    for round_id in range(1, 4):
+        assert world.request_round(updates_min=10, lasts_ms=15 * MINUTE_MS) == round_id
+    assert world.run(180 * MINUTE_MS, until=lambda: len(world.database.lineage) == 4)
+    for device in world.devices:
+        counted = [witness.count(world.database.lineage[-1].params, device.index, r) for r in range(1, 4)]
+        assert counted == [1, 1, 1], f"seed {seed}, {device.name}"
+    assert world.tally["device cut before"]
+
+
+def test_a_calm_round_takes_no_longer_than_its_slowest_device():
+    world = World(5, CALM)
+    world.request_round(updates_min=10)
+    assert world.run(20_000, until=lambda: len(world.database.lineage) == 2)
+    assert not set(world.tally) - {"will"}
+
+
+def test_a_calm_round_costs_each_device_one_update_and_no_repeated_word():
+    world = World(5, CALM)
+    for _ in range(3):
+        world.request_round(updates_min=10)
+    assert world.run(60_000, until=lambda: len(world.database.lineage) == 4)
+    world.run(world.now_ms + 1_000)
+    assert world.auditor.sent_count["update"] == world.auditor.sent_count["receipt"] == 30
+    assert world.auditor.sent_count["offer"] <= 40  # who is born while the first epoch begins is offered it twice
+
+
+def test_a_device_that_gathers_its_examples_late_is_invited_once_it_has_them():
+    world = World(2, Weather(examples_late_rate=1.0), devices=3)
+    world.request_round(updates_min=3)
+    assert world.run(60 * MINUTE_MS, until=lambda: len(world.database.lineage) == 2)
+
+
+def test_a_device_that_is_enrolled_late_is_invited_at_once():
+    world = World(2, Weather(enrol_late_rate=1.0), devices=3)
+    world.request_round(updates_min=3)
+    world.run(3 * MINUTE_MS)
+    assert world.auditor.sent_count["offer"] == 0
+    world.enrol_late()
+    assert world.run(world.now_ms + MINUTE_MS, until=lambda: len(world.database.lineage) == 2)
+
+
+def test_a_cohort_whose_members_are_gone_for_good_is_drawn_again():
+    world = World(3, CALM, devices=5)
+    world.run(10_000)
+    world.request_round(updates_min=2, cohort_max=2)
+    invited = {topic.split("/")[4] for topic in _offers(world)}
+    assert len(invited) == 2
+    for device in world.devices:
+        if device.name in invited:
+            device.power_off()
+            device.gone = True
+    assert world.run(30 * MINUTE_MS, until=lambda: len(world.database.lineage) == 2)
+
+
+def test_a_fleet_without_a_coordinator_keeps_its_updates_and_does_not_shout():
+    """A day without a coordinator: the pause between two tries grows to a quarter of an hour."""
+    world = World(6, CALM, devices=3)
+    world.request_round(updates_min=3)
+    assert world.run(30_000, until=lambda: len(world.auditor.full_outboxes()) == 1)
+    world.weather = Weather(coordinator_down_ms_max=30 * 24 * 60 * MINUTE_MS)
+    world.station.cut()
+    sent, day_ms = world.auditor.sent_count.copy(), world.now_ms + 24 * 60 * MINUTE_MS
+    world.run(day_ms)
+    assert world.station.coordinator is None, "choose another seed: the coordinator came back too early"
+    outboxes, said = len(world.auditor.full_outboxes()), world.auditor.sent_count - sent
+    assert outboxes * 24 * 2 < said["update"] < outboxes * (24 * 6 + 12)
+    assert said["want"] < 3 * (24 * 6 + 12)
+    assert world.run(31 * 24 * 60 * MINUTE_MS, until=lambda: len(world.database.lineage) == 2)
+
+
+def test_a_new_coordinator_is_told_of_everyone_within_seconds():
+    world = World(7, CALM, devices=5)
+    world.run(10_000)
+    world.station.cut()
+    world.run(world.now_ms + 15_000)
+    world.request_round(updates_min=5)
+    assert world.run(world.now_ms + 20_000, until=lambda: len(world.database.lineage) == 2)
+
+
+def test_a_new_coordinator_does_not_close_the_round_before_it_knows_who_is_there():
+    """One update is stored, one is enough, and four devices are training: the round waits for them."""
+    world = World(8, CALM, devices=5)
+    world.request_round(updates_min=1, lasts_ms=10 * MINUTE_MS)
+    assert world.run(30_000, until=lambda: len(world.database.updates) == 1)
+    world.station.cut()
+    assert world.run(world.now_ms + MINUTE_MS, until=lambda: len(world.database.lineage) == 2)
+    assert len(world.database.counted) == 5
+
+
+def test_a_round_closes_at_its_end_without_those_who_do_not_report():
+    world = World(9, Weather(train_hangs_rate=1.0), devices=4)
+    world.run(10_000)
+    world.request_round(updates_min=1, lasts_ms=5 * MINUTE_MS)
+    world.run(world.now_ms + 1_000)
+    world.weather = CALM  # three hang until their deadline; whoever is last begins anew and is quick
+    world.devices[3].power_off()
+    assert world.run(world.now_ms + 5 * MINUTE_MS, until=lambda: len(world.database.lineage) == 2)
+
+
+def test_a_sum_that_fails_at_the_end_of_its_round_is_tried_again_soon_and_not_a_round_later():
+    world = World(9, Weather(aggregate_fails_rate=1.0, train_hangs_rate=0.5), devices=4)
+    world.request_round(updates_min=1, lasts_ms=30 * MINUTE_MS)
+    world.run(world.now_ms + 30 * MINUTE_MS)
+    assert world.database.updates
+    world.weather = CALM
+    world.run(world.now_ms + MINUTE_MS)
+    assert len(world.database.lineage) == 2
+
+
+def test_a_device_that_is_struck_off_keeps_its_update_until_it_is_enrolled_again():
+    world = World(10, CALM, devices=3)
+    world.request_round(updates_min=1, lasts_ms=10 * MINUTE_MS)
+    fleet = dict(world.database.fleet)
+    world.run(60_000, until=lambda: bool(world.auditor.full_outboxes()))
+    name = world.auditor.full_outboxes()[0]
+    world.database.fleet.pop(name)
+    world.station.read_fleet()
+    world.run(world.now_ms + 40 * MINUTE_MS)
+    assert world.auditor.full_outboxes() == [name]
+    world.database.fleet = fleet
+    world.station.read_fleet()
+    world.run(world.now_ms + 30 * MINUTE_MS)
+    assert not world.auditor.full_outboxes()
+    assert (name, 1) in world.database.updates
+
+
+def test_a_round_goes_on_when_what_the_server_retained_was_overwritten():
+    world = World(17, CALM, devices=3)
+    world.run(10_000)
+    for kind in ("manifest", "plan", "state"):
+        world.server.spread(topics.shared(keyring.FLEET, kind), b"garbage", retain=True)
+    for device in world.devices:
+        device.power_off()
+    world.run(world.now_ms + 10_000)
+    world.request_round(updates_min=3)
+    assert world.run(world.now_ms + 20 * MINUTE_MS, until=lambda: len(world.database.lineage) == 2)
+
+
+def test_the_answer_of_a_child_that_was_stopped_is_not_taken_for_that_of_the_next():
+    """The round ends with the child's deadline and is offered again at once, while the old answer is under way."""
+    for seed in range(12):
+        world = World(seed, Weather(train_hangs_rate=0.8, late_result_rate=1.0, train_ms_max=40_000), devices=4)
+        for _ in range(4):
+            world.request_round(updates_min=4, lasts_ms=MINUTE_MS)
+        world.run(40 * MINUTE_MS)
+        assert world.tally["late_result"] > 4
+
+
+@pytest.mark.parametrize("field", sorted(name for name in Weather.__struct_fields__ if not name.endswith("_ms_max")))
+def test_one_fault_alone_breaks_no_promise(field):
+    """Faults that always come together hide each other."""
+    value = getattr(STORM, field)
+    alone = {field: min(1, value * 4) if isinstance(value, float) else value // 4}
+    if field in ("silent_rate", "takeover_will_rate"):
+        alone["link_break_every_ms"] = STORM.link_break_every_ms
+    if field == "retained_lost_rate":
+        alone["server_restart_every_ms"] = STORM.server_restart_every_ms
+    if field in ("gone_rate", "torn_rate"):
+        alone["cut_at_effect_rate"] = STORM.cut_at_effect_rate
+    if field == "late_result_rate":
+        alone["train_hangs_rate"] = STORM.train_hangs_rate * 4
+    if field == "forge_every_ms":
+        alone["replay_every_ms"] = 0
+    for seed in range(2):
+        verdict = storm.run(seed, Weather(**alone), devices=6, rounds=4)
+        assert not verdict.broken, storm.tell(verdict)
+
+
+def test_each_seed_has_a_swarm_of_its_own_and_the_same_one_again():
+    assert weather.swarm(5) == weather.swarm(5)
+    assert weather.swarm(5) != weather.swarm(7)
+    absent = sum(weather.swarm(seed).drop_rate == 0 for seed in range(300))
+    assert 60 < absent < 140
+
+
+def test_a_scenario_with_a_misspelt_fault_is_refused_with_its_file_and_the_field(tmp_path):
+    path = tmp_path / "typo.toml"
+    path.write_text("power_cuts_every_ms = 5\n")
+    with pytest.raises(ValueError, match=r"typo\.toml .*power_cuts_every_ms"):
+        weather.load(path)
+
+
+def _offers(world):
+    """The topics of the offers that were heard so far."""
+    world.run(world.now_ms + 1_000)
+    return [topic for topic, _ in world.attacker.heard if topic.endswith("/dn/offer")]

@@ -1,0 +1,412 @@
+"""Planted bugs: each one must be found. `make mutants`, or `python -m tests.mutants WORD` for those whose why has WORD.
+
+The tests of a simulator can be green because they look at the wrong thing. Here each mutant is a bug that somebody
+might write: a file, a text that stands in it exactly once, what it becomes, and why that is wrong. The runner
+copies the tree, plants one, and runs the fast tests until the first one fails. A mutant that survives is a missing
+test; a text that is not found exactly once is an error, so that the list cannot rot.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("wire", "engine", "edge_agent", "broker", "firmware_sim", "tests")
+STORM = "tests/fleet/test_storm.py::test_every_promise_holds_in_every_storm_and_work_goes_on_after_it"
+WIRE_TESTS = ("tests/wire/test_envelope.py", "tests/wire/test_topics.py", "tests/wire/test_chunks.py")
+FLEET_TESTS = (
+    "tests/fleet/test_forgery.py",
+    "tests/fleet/test_weather.py",
+    f"{STORM}[0]",
+    "tests/fleet/test_cuts.py",
+)
+PARALLEL = 2
+TIMEOUT_S = 600
+
+AGENT = "edge_agent/agent.py"
+DOWNLOAD = "edge_agent/download.py"
+COORDINATOR = "broker/coordinator.py"
+ROUNDS = "broker/rounds.py"
+SESSIONS = "broker/sessions.py"
+
+
+class Mutant(NamedTuple):
+    """One planted bug."""
+
+    file: str
+    before: str
+    after: str
+    why: str
+
+
+MUTANTS = (
+    # the agent: what is finished
+    Mutant(AGENT, "[*kept, *self._send(now_ms)]", "[*self._send(now_ms), *kept]", "publishes before it persists"),
+    Mutant(AGENT, "last_round_id=round_id, outbox", "outbox", "trains a round twice: does not note it as done"),
+    Mutant(
+        AGENT,
+        " or receipt.digest != self._outbox_digest or",
+        " or",
+        "empties the outbox on any receipt",
+    ),
+    Mutant(
+        AGENT,
+        'receipt.digest != self._outbox_digest or receipt.verdict == "unknown":',
+        "receipt.digest != self._outbox_digest:",
+        "empties the outbox when nobody knows it",
+    ),
+    Mutant(
+        AGENT,
+        "self._outbox_digest, self._birth_digest):",
+        "self._birth_digest,):",
+        "shouts every few seconds at a coordinator that does not know it",
+    ),
+    Mutant(
+        AGENT,
+        "if self._training is not None or self.durable.outbox or self._offer is None:",
+        "if self._training is not None or self._offer is None:",
+        "trains the next round while the outbox is full",
+    ),
+    Mutant(
+        AGENT,
+        "self._resend_at_ms = now_ms + self._resend_ms // 2 + self._jitter.randrange(self._resend_ms)",
+        "self._resend_at_ms = None",
+        "sends an update once, and never again",
+    ),
+    Mutant(
+        AGENT,
+        "self._resend_ms = min(self._resend_ms * 2, RESEND_MS_MAX)",
+        "self._resend_ms = RESEND_MS_MIN",
+        "resends every few seconds for days",
+    ),
+    Mutant(
+        AGENT,
+        "self.durable.outbox_round_id if counted else self.durable.residual_round_id",
+        "self.durable.outbox_round_id",
+        "forgets the residual rule: a refused update's residual becomes true",
+    ),
+    Mutant(
+        AGENT,
+        "{self.durable.residual_round_id, self.durable.outbox_round_id} - {0}",
+        "{self.durable.outbox_round_id} - {0}",
+        "deletes the residual that is owed",
+    ),
+    Mutant(
+        AGENT,
+        "self._connection, self._resend_at_ms = None, None",
+        "self._connection, self._resend_at_ms, self._training = None, None, None",
+        "one machine for link and work: a lost link forgets the training",
+    ),
+    # the agent: what it says and whom it believes
+    Mutant(
+        AGENT,
+        "        self._epoch = state.epoch\n        self._resend_ms = RESEND_MS_MIN\n",
+        "        self._epoch = state.epoch\n        return []\n",
+        "ignores a new epoch: no birth, no resend",
+    ),
+    Mutant(AGENT, "boot=self.durable.boot + 1", "boot=self.durable.boot", "does not count its boots"),
+    Mutant(AGENT, "[] if self._answered else [self._birth()]", "[]", "never repeats a birth that nobody answers"),
+    Mutant(AGENT, "if manifest.model_version < known:", "if manifest.model_version < 0:", "believes an old manifest"),
+    Mutant(
+        AGENT,
+        "manifest is None or manifest.model_version != self._offer.base_version",
+        "manifest is None",
+        "trains on whatever version is there",
+    ),
+    Mutant(
+        AGENT,
+        'effects.append(StopTraining("deadline"))',
+        "pass",
+        "gives up a training child without stopping it",
+    ),
+    Mutant(
+        AGENT,
+        "self._offer = None  # the pause",
+        "self._offer, self._retry_at_ms = None, None  # the pause",
+        "takes the late answer of a stopped child for the next one's: no pause between them",
+    ),
+    Mutant(
+        AGENT,
+        "        if self._download is not None and self._download.manifest != manifest:\n"
+        "            self._download = None",
+        "        if False:\n            self._download = None",
+        "keeps fetching the version before",
+    ),
+    # the download
+    Mutant(
+        DOWNLOAD,
+        "        self._asked = {(file.digest, r.first + i) for r in ranges for i in range(r.count)}\n"
+        "        self._ask_again_at_ms = now_ms + self._pause_ms\n",
+        "        self._asked = {(file.digest, r.first + i) for r in ranges for i in range(r.count)}\n"
+        "        self._ask_again_at_ms = 2**52\n",
+        "asks for a chunk once, and never again",
+    ),
+    Mutant(DOWNLOAD, "        if state.ready:\n", "        if True:\n", "takes every file for whole"),
+    Mutant(
+        DOWNLOAD,
+        "self._pause_ms = min(2 * self._pause_ms, RESEND_MS_MAX)",
+        "self._pause_ms = RESEND_MS_MIN",
+        "asks every few seconds for days",
+    ),
+    # the coordinator: what is stored and counted
+    Mutant(
+        COORDINATOR,
+        "[StoreUpdate(row), receipt, *self._close_if_due(now_ms)]",
+        "[receipt, StoreUpdate(row), *self._close_if_due(now_ms)]",
+        "sends the receipt before it stores",
+    ),
+    Mutant(
+        COORDINATOR,
+        "if last is not None and update.round_id == last.round_id:",
+        "if False and last is not None and update.round_id == last.round_id:",
+        "stores an update twice",
+    ),
+    Mutant(
+        COORDINATOR,
+        "            if digest == last.digest:\n",
+        "            if True:\n",
+        "calls another update of the same round a duplicate",
+    ),
+    Mutant(
+        COORDINATOR,
+        "            del self._pending[member.device_id, member.round_id]",
+        "            pass",
+        "counts a pending update twice",
+    ),
+    Mutant(
+        COORDINATOR,
+        "rounds.members(self._pending.values(), version)",
+        "rounds.members([p for p in self._pending.values() if p.round_id == current.row.round_id], version)",
+        "drops late updates",
+    ),
+    Mutant(
+        COORDINATOR,
+        "{(p.device_id, p.round_id): p for p in snapshot.pending}",
+        "{}",
+        "forgets after a restart what was stored and not counted",
+    ),
+    Mutant(COORDINATOR, "self._last = dict(snapshot.last)", "self._last = {}", "forgets after a restart who reported"),
+    Mutant(COORDINATOR, "effects: list[Effect] = [StoreEpoch(self._epoch)]", "effects: list[Effect] = []", "no epoch"),
+    Mutant(
+        COORDINATOR,
+        '[commit, self._share("manifest", self._manifest)]',
+        '[self._share("manifest", self._manifest), commit]',
+        "shows a version before it is committed",
+    ),
+    Mutant(
+        COORDINATOR,
+        "[StoreRound(row), self._share(",
+        "[self._share(",
+        "opens a round without storing it",
+    ),
+    Mutant(
+        COORDINATOR,
+        "reason = self._id.admit(update.payload, row.plan)",
+        "reason = None",
+        "admits any payload",
+    ),
+    Mutant(
+        COORDINATOR,
+        "if update.base_version != row.base_version:",
+        "if False:",
+        "takes an update of another version",
+    ),
+    # the coordinator: who is there, and when a round ends
+    Mutant(
+        COORDINATOR,
+        "            return [seen, self._offer(device_id)]  # it may",
+        "            return [seen]  # it may",
+        "does not offer the round again to a device that comes back",
+    ),
+    Mutant(
+        COORDINATOR,
+        "settled = self._settled_at_ms is None or now_ms >= self._settled_at_ms",
+        "settled = True",
+        "closes before it knows who is there",
+    ),
+    Mutant(
+        COORDINATOR,
+        "                    self._round.closing = False\n",
+        "",
+        "never tries a failed sum again",
+    ),
+    Mutant(
+        COORDINATOR,
+        "current.closing or self._retry_at_ms is not None:\n            return effects",
+        "current.closing:\n            return effects",
+        "takes a failed sum for a lack of updates, and waits for another round's time",
+    ),
+    Mutant(
+        COORDINATOR,
+        'effects += [self._share("manifest", self._manifest), self._share("plan", current.row.plan)]',
+        "pass",
+        "does not say again what the MQTT server lost",
+    ),
+    Mutant(
+        COORDINATOR, "verdict, fit_reason(reason)", "verdict, reason[:160]", "lets control characters into a reason"
+    ),
+    Mutant(
+        COORDINATOR, "            current.draw_again()\n", "", "holds places in the cohort for devices that are gone"
+    ),
+    Mutant(COORDINATOR, "        if knocked and self._up:", "        if False:", "leaves a new device waiting"),
+    Mutant(
+        ROUNDS,
+        "if self.closing or pending_count < self.row.updates_min:",
+        "if self.closing or pending_count < 1:",
+        "closes with too few",
+    ),
+    Mutant(
+        ROUNDS,
+        "return now_ms >= self.ends_at_ms or not self.missing(present)",
+        "return not self.missing(present)",
+        "waits for ever for a device that is there and never reports",
+    ),
+    Mutant(
+        ROUNDS,
+        "return now_ms >= self.ends_at_ms or not self.missing(present)",
+        "return now_ms >= self.ends_at_ms",
+        "waits until the end though everyone has reported",
+    ),
+    Mutant(
+        ROUNDS,
+        "staleness = max(0, model_version - pending.base_version)",
+        "staleness = 0",
+        "a late update weighs as much as a fresh one",
+    ),
+    Mutant(
+        SESSIONS,
+        "not known.present or _pair(death) != _pair(known.birth)",
+        "not known.present",
+        "believes the death of an old connection",
+    ),
+    Mutant(
+        SESSIONS,
+        "_pair(birth) < _pair(known.birth)",
+        "False",
+        "believes an old birth",
+    ),
+    # the contract
+    Mutant(
+        "wire/envelope.py",
+        "if not verify(_to_be_signed(topic, wrapped), signature):",
+        "if False:",
+        "believes unsigned messages",
+    ),
+    Mutant("wire/envelope.py", "external = topic.encode()", 'external = b""', "ignores the topic in the signature"),
+    Mutant(
+        "wire/envelope.py",
+        "if messages.kind_of(message) != topic.rpartition",
+        'if "" != topic.rpartition',
+        "refuses every kind of message",
+    ),
+    Mutant(
+        "wire/topics.py", "    if owner != shard(device_id):", "    if False:", "accepts a topic of the wrong shard"
+    ),
+    Mutant(
+        "wire/chunks.py",
+        "        if index in have:\n            continue\n",
+        "",
+        "asks for chunks that it has",
+    ),
+)
+
+
+class Result(NamedTuple):
+    """What became of one mutant. `killed_by` is empty when it survived."""
+
+    killed_by: str
+    took_s: float
+
+
+def check(mutant: Mutant, tree: Path) -> None:
+    """Refuse a mutant whose text does not stand in its file exactly once."""
+    times = (tree / mutant.file).read_text().count(mutant.before)
+    if times != 1:
+        raise click.ClickException(
+            f"mutant {mutant.why!r}: its text stands {times} times in {mutant.file}; write it anew"
+        )
+
+
+def plant(mutant: Mutant, root: Path) -> None:
+    """Change the mutant's file under `root`."""
+    path = root / mutant.file
+    path.write_text(path.read_text().replace(mutant.before, mutant.after))
+
+
+def copy_tree(source: Path, root: Path) -> None:
+    """What the tests need; with its byte code, which stays true because times are copied, too."""
+    for folder in FOLDERS:
+        ignored = shutil.ignore_patterns("*.tflite", "*.npz")
+        shutil.copytree(source / folder, root / folder, ignore=ignored)
+    shutil.copy(source / "pyproject.toml", root)
+
+
+def run(mutant: Mutant | None, tree: Path) -> Result:
+    """Copy the tree, plant the bug (None: none), run the fast tests until one fails."""
+    started_s = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="mutant-") as name:
+        root = Path(name)
+        copy_tree(tree, root)
+        is_wire = mutant is not None and mutant.file.startswith("wire/")
+        tests = (*WIRE_TESTS, *FLEET_TESTS) if is_wire else FLEET_TESTS
+        if mutant is not None:
+            plant(mutant, root)
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider"]
+        environment = {**os.environ, "PYTHONPATH": str(root)}
+        try:
+            done = subprocess.run(
+                [*command, *tests],
+                cwd=root,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return Result(f"the clock: it did not end within {TIMEOUT_S} s", time.monotonic() - started_s)
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    killed_by = failed[0].split(" - ")[0].rpartition("::")[2] if failed else "" if done.returncode == 0 else "an error"
+    return Result(killed_by, time.monotonic() - started_s)
+
+
+def main(word: str = "") -> int:
+    """Run every mutant whose why contains `word`, two at a time. Returns how many survived."""
+    chosen = [mutant for mutant in MUTANTS if word in mutant.why]
+    started_s = time.monotonic()
+    results = []
+    with tempfile.TemporaryDirectory(prefix="unchanged-") as name:
+        tree = Path(name)  # of one moment, whatever is edited meanwhile
+        copy_tree(ROOT, tree)
+        for mutant in chosen:
+            check(mutant, tree)
+        unchanged = run(None, tree)
+        if unchanged.killed_by:
+            raise click.ClickException(f"{unchanged.killed_by} fails without any mutant; mend that first")
+        with concurrent.futures.ThreadPoolExecutor(PARALLEL) as pool:
+            for mutant, result in zip(chosen, pool.map(lambda mutant: run(mutant, tree), chosen), strict=True):
+                results.append(result)
+                verdict = f"killed by {result.killed_by}" if result.killed_by else "SURVIVED"
+                click.echo(f"{result.took_s:6.1f} s  {mutant.file:22} {mutant.why}: {verdict}")
+    survived = [result for result in results if not result.killed_by]
+    took_s = time.monotonic() - started_s
+    click.echo(f"{len(results) - len(survived)} of {len(results)} mutants killed in {took_s:.0f} s")
+    return len(survived)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(1 if main(*sys.argv[1:2]) else 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)

@@ -1,0 +1,74 @@
+"""The report: a page that needs nothing but itself, and says in words what its plots show."""
+
+import base64
+import re
+from pathlib import Path
+
+import pytest
+
+from broker import report
+from broker.report import Counted, Extra, History, Mark, Step
+
+DEVICES = ("cabin", "dune", "elm")
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def history() -> History:
+    first = Step(1, 2, 0.4, (Counted("cabin", 1, 500), Counted("dune", 1, 520)), 1200, 90_000)
+    second = Step(2, 3, 0.7, (Counted("cabin", 2, 510), Counted("dune", 2, 500), Counted("elm", 1, 480)), 1900, 60_000)
+    return History(DEVICES, (first, second))
+
+
+def test_the_page_holds_its_own_plots_and_asks_the_network_for_nothing(tmp_path: Path) -> None:
+    page = report.render(history(), tmp_path / "out")
+    text = page.read_text("utf-8")
+    plots = [base64.b64decode(data) for data in re.findall(r'src="data:image/png;base64,([^"]+)"', text)]
+    assert len(plots) == 4
+    assert all(plot.startswith(PNG) for plot in plots)
+    beside = {path.name: path.read_bytes() for path in page.parent.glob("*.png")}
+    assert sorted(beside) == ["accuracy.png", "bytes.png", "participation.png", "update-size.png"]
+    assert sorted(beside.values()) == sorted(plots)
+    assert not re.findall(r'(?:src|href)="(?!data:)', text)
+    assert "http" not in text
+
+
+def test_every_plot_is_told_in_words(tmp_path: Path) -> None:
+    text = report.render(history(), tmp_path, Extra(accuracy_start=0.1, accuracy_central=0.9)).read_text("utf-8")
+    told = re.findall(r'<img alt="([^"]+)"', text)
+    assert "from 0.100 to 0.700 in 2 rounds" in told[0]
+    assert "all data in one place reaches 0.900" in told[0]
+    assert "3 kB went up and 150 kB down" in told[1]
+    assert "4 updates were counted in their own round, 1 came later and were counted by the next, 1 were not" in told[2]
+    assert "5 updates of 480 to 520 bytes" in told[3]
+
+
+def test_whole_payload_sizes_are_preferred_when_the_wire_was_watched(tmp_path: Path) -> None:
+    text = report.render(history(), tmp_path, Extra(update_bytes=(640, 655))).read_text("utf-8")
+    assert "2 updates of 640 to 655 bytes: the whole MQTT payload" in text
+
+
+def test_what_people_wrote_is_text_and_not_markup(tmp_path: Path) -> None:
+    extra = Extra(
+        title="<b>farm</b>", rows=(("a<i>", "1 & 2"),), story=("Round 1: <script>",), marks=(Mark(1, "<kill>"),)
+    )
+    text = report.render(history(), tmp_path, extra).read_text("utf-8")
+    assert "&lt;b&gt;farm&lt;/b&gt;" in text
+    assert "1 &amp; 2" in text
+    assert "<script" not in text
+    assert "<i>" not in text
+
+
+def test_late_and_missing_updates_have_cells_of_their_own() -> None:
+    assert report._participation(history()) == [[1, 1], [1, 1], [2, 0]]
+
+
+def test_no_closed_round_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(report.ReportError, match="no round has closed yet"):
+        report.render(History(DEVICES, ()), tmp_path)
+
+
+def test_a_fleet_without_held_out_data_still_gets_its_page(tmp_path: Path) -> None:
+    steps = (Step(7, 8, None, (Counted("cabin", 7, 500),)),)
+    text = report.render(History(DEVICES, steps), tmp_path).read_text("utf-8")
+    assert "No accuracy: the coordinator has no held-out data" in text
+    assert "other bytes were not measured" in text
