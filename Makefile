@@ -5,11 +5,12 @@ ARGS ?=
 SEEDS ?= 200
 FIRST_SEED ?= 1
 
-.PHONY: help demo test check format sim mutants model warm nightly clean
+SHELL := /bin/bash
+.PHONY: bench-demo help demo test check format sim mutants model warm nightly clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 demo: .venv/warm ## a fleet of ten real agents learns over MQTT; ARGS="--devices 20 --rounds 40 --seed 7"
 	@$(BIN)/firmware-sim demo $(ARGS)
@@ -38,6 +39,9 @@ model: ## build the shipped models anew, in an environment of their own (TensorF
 	$(PYTHON) firmware_sim/models/build.py $(ARGS)
 
 warm: .venv/warm ## compile the kernels now rather than at first use
+
+bench-demo: .venv/warm ## the demo at five seeds, medians; ARGS=--json for one object
+	@$(BIN)/python benchmarks/demo.py $(ARGS)
 
 nightly: .venv/dev .venv/warm ## what takes longer than a test may
 	$(BIN)/firmware-sim sim --seeds 5000 --first-seed 100000
