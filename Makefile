@@ -4,6 +4,10 @@ BIN := .venv/bin
 ARGS ?=
 SEEDS ?= 200
 FIRST_SEED ?= 1
+ifdef SEED
+FIRST_SEED := $(SEED)
+SEEDS := 1
+endif
 
 SHELL := /bin/bash
 .PHONY: bench-demo help demo test check format sim mutants model warm nightly clean
@@ -29,7 +33,7 @@ format: .venv/dev ## mend what can be mended by machine
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-sim: .venv/sim ## a simulated storm over the fleet; SEEDS=200 FIRST_SEED=1
+sim: .venv/sim ## a simulated storm over the fleet; SEEDS=200 FIRST_SEED=1, or SEED=7
 	@$(BIN)/firmware-sim sim --seeds $(SEEDS) --first-seed $(FIRST_SEED) $(ARGS)
 
 mutants: .venv/dev ## plant known bugs, one by one; each must be found

@@ -62,7 +62,6 @@ from wire.messages import (
     Update,
     Verdict,
     Want,
-    encode,
     fit_reason,
 )
 
@@ -127,7 +126,7 @@ class Coordinator:
         return len(self._pending)
 
     def last_will(self) -> tuple[str, bytes]:
-        """Topic and retained payload that the MQTT server publishes if the coordinator's connection breaks."""
+        """Topic and payload that say that nobody coordinates: the will, and retained, the goodbye of an orderly end."""
         topic = topics.shared(self._id.fleet, "state")
         return topic, envelope.seal(self._state(online=False), topic, self._id.sign)
 
@@ -387,7 +386,7 @@ class Coordinator:
     def _offer(self, device_id: str) -> Effect:
         assert self._round is not None, "an offer needs an open round"
         row = self._round.row
-        offer = Offer(row.round_id, hashlib.sha256(encode(row.plan)).digest(), row.base_version, row.lasts_ms)
+        offer = Offer(row.round_id, self._round.plan_digest, row.base_version, row.lasts_ms)
         return self._say(device_id, "offer", offer)
 
     def _receipt(self, device_id: str, sealed: bytes, round_id: int, verdict: Verdict, reason: str) -> Effect:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, TypeAlias
 
-from broker.effects import Disconnected, Effect, Event, Publish, Received, SendChunk, StoreSeen, StoreUpdate
+from broker.effects import Effect, Event, Publish, Received, SendChunk, StoreSeen, StoreUpdate
 from wire import envelope
 from wire.messages import Receipt
 
@@ -31,7 +31,7 @@ def new_reason(before: Mapping[str, int], after: Mapping[str, int]) -> str | Non
 
 def tell(event: Event, effects: Sequence[Effect], refused: str | None, pending_count: int) -> list[Told]:
     """The effects of `event`, each followed by the line that tells of it. `refused`: the word, if it was."""
-    told: list[Told] = [line("link-down")] if isinstance(event, Disconnected) else []
+    told: list[Told] = []
     device = event.topic.split("/")[4] if isinstance(event, Received) and effects else ""
     if device and refused is not None:
         told.append(line("refused", reason=refused, device=device, why=_why(effects)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import html
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -154,14 +155,17 @@ def _draw_accuracy(history: History, extra: Extra) -> Figure:
     figure, (axes,) = _blank(3.6)
     points = _accuracies(history, extra)
     rounds, values = [at for at, _ in points], [value for _, value in points]
-    axes.plot(rounds, values, color=BLUE, linewidth=2, marker="o", markersize=4, clip_on=False, zorder=3)
-    axes.set_ylim(0, 1)
+    axes.plot(rounds, values, color=BLUE, linewidth=2, marker="o", markersize=4, zorder=3, label="the fleet")
+    axes.set_ylim(0, 1.02)
     axes.set_xlim(rounds[0] - 0.5 if rounds else 0, history.steps[-1].round_id + 0.5)
-    if extra.accuracy_central is not None:
-        # on the left: the curve is still low there
-        _level(axes, extra.accuracy_central, f"all data in one place: {extra.accuracy_central:.3f}", GREEN, "left")
-    if extra.accuracy_start is not None:
-        _level(axes, extra.accuracy_start, f"before the first round: {extra.accuracy_start:.3f}", QUIET, "right")
+    levels = (
+        (extra.accuracy_central, "all data in one place", GREEN),
+        (extra.accuracy_start, "before the first round", QUIET),
+    )
+    for value, text, colour in levels:
+        if value is not None:
+            dashes = (0, (5, 3))
+            axes.axhline(value, color=colour, linewidth=1.2, linestyle=dashes, zorder=2, label=f"{text}: {value:.3f}")
     for number, mark in enumerate(extra.marks):
         axes.axvline(mark.round_id, color=RED, linewidth=1, linestyle=":", zorder=1)
         axes.annotate(
@@ -172,26 +176,10 @@ def _draw_accuracy(history: History, extra: Extra) -> Figure:
             color=RED,
             fontsize=8.5,
         )
+    _legend(axes)
     _label(axes, "round", "accuracy on held-out data")
     _whole_numbers(axes)
     return figure
-
-
-def _level(axes: Axes, value: float, text: str, colour: str, side: Literal["left", "right"]) -> None:
-    """Draw a dashed line at `value` and say what it is, on the side where there is room."""
-    axes.axhline(value, color=colour, linewidth=1.2, linestyle=(0, (5, 3)), zorder=2)
-    below = value > 0.5
-    axes.annotate(
-        text,
-        (0.01 if side == "left" else 0.99, value),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, -4 if below else 4),
-        textcoords="offset points",
-        ha=side,
-        va="top" if below else "bottom",
-        color=colour,
-        fontsize=9,
-    )
 
 
 def _accuracies(history: History, extra: Extra) -> list[tuple[int, float]]:
@@ -270,16 +258,7 @@ def _draw_participation(history: History, _extra: Extra) -> Figure:
     every = 1 + rows // GRID_LABELS_MAX
     axes.set_yticks(range(0, rows, every), history.devices[::every], fontsize=8)
     names = ("not counted", "counted in its round", "counted in a later one")
-    axes.legend(
-        handles=[Patch(color=colour, label=name) for colour, name in zip(colours, names, strict=True)],
-        loc="lower left",
-        bbox_to_anchor=(-0.01, 1.0),
-        ncols=3,
-        frameon=False,
-        fontsize=9,
-        handlelength=1.1,
-        labelcolor=INK,
-    )
+    _legend(axes, [Patch(color=colour, label=name) for colour, name in zip(colours, names, strict=True)])
     _label(axes, "round", "")
     _whole_numbers(axes)
     return figure
@@ -359,6 +338,21 @@ def _blank(height_in: float, panels: int = 1) -> tuple[Figure, Sequence[Axes]]:
         axes.grid(axis="y", color=GRID, linewidth=0.7)
         axes.set_axisbelow(True)
     return figure, all_axes
+
+
+def _legend(axes: Axes, handles: Sequence[Artist] | None = None) -> None:
+    """Say above the plot what is what, where no curve can cross it."""
+    shown = handles if handles is not None else axes.get_legend_handles_labels()[0]
+    axes.legend(
+        handles=shown,
+        loc="lower left",
+        bbox_to_anchor=(-0.01, 1.0),
+        ncols=3,
+        frameon=False,
+        fontsize=9,
+        handlelength=1.6,
+        labelcolor=INK,
+    )
 
 
 def _label(axes: Axes, below: str, left: str) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from broker.effects import Pending
+from wire.messages import digest_of, encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,6 +31,7 @@ class Round:
 
     def __init__(self, row: RoundRow, now_ms: int) -> None:
         self.row = row
+        self.plan_digest = digest_of(encode(row.plan))
         self.closing = False
         self.ends_at_ms = now_ms + row.lasts_ms
         self._invited: set[str] = set()

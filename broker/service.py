@@ -151,6 +151,8 @@ class Service:
             while len(events) < EVENTS_MAX and not self._stopping:
                 arrived = self._inbox.get(timeout=timeout) if timeout > 0 else self._inbox.get_nowait()
                 timeout = 0.0
+                if isinstance(arrived, LinkDown):
+                    self._say(line("link-down", reason=arrived.reason))
                 if arrived is not None:
                     events.append(_translate(arrived))
         wake_at_ms = self.coordinator.wake_at_ms
@@ -341,6 +343,7 @@ def _link(config: Config, url: str, service: Service) -> Link:
             f"{config.fleet.id}-coordinator",  # fixed: the MQTT server lets only one of that name stay
             filters=topics.coordinator_filters(config.fleet.id),
             will=service.coordinator.last_will,
+            will_retain=True,  # else a device that comes later reads that we are online
             post=service.post,
             jitter=random.Random(os.urandom(16)),  # noqa: S311
             username=mqtt.username or None,

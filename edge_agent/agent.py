@@ -254,7 +254,7 @@ class Agent:
             self._resend_ms = RESEND_MS_MAX
             self._resend_at_ms = now_ms + RESEND_MS_MAX if self.durable.outbox else None
             return []
-        if not self.durable.outbox or receipt.digest != self._outbox_digest or receipt.verdict == "unknown":
+        if not self.durable.outbox or receipt.digest != self._outbox_digest:
             return []
         counted = receipt.verdict in ("accepted", "duplicate")
         self.receipt = receipt

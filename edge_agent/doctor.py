@@ -173,7 +173,8 @@ def _budget(config: Config) -> str:
     ]
     if unknown:
         raise Wrong(f"this host cannot tell what {', '.join(unknown)} limits, so it will never train: drop the limit")
-    return f"temperature {now.temperature_c}, battery {now.battery_rate}, mains {now.on_mains} (None: unknown)"
+    told = (f"{name} {'unknown' if value is None else value}" for name, value in now._asdict().items())
+    return f"every limit can be checked: {', '.join(told)}"
 
 
 CHECKS: Final[tuple[tuple[str, Callable[[Config], str], bool], ...]] = (

@@ -168,17 +168,15 @@ class Flash:
             _write_at(descriptor, index * file.chunk_bytes, data)
 
     def seal_file(self, file: File) -> FileState:
-        """Sync the chunks and, if their whole has the right SHA-256, make them a model file."""
+        """Sync the chunks and make them a model file, if their whole has the right SHA-256."""
         path = file_path(self.root, file.digest)
         part = path.with_suffix(_PART)
         if part.exists():
             with _opened(part) as descriptor:
                 os.fsync(descriptor)
-            if _digest(part) != file.digest:
-                return self.open_file(file)
             part.replace(path)
             _sync_directory(path.parent)
-        return self.open_file(file)
+        return self.open_file(file)  # a name proves nothing: this reads it, and takes the name away if it lies
 
     def note_model(self, model: Model) -> None:
         """Remember which files make the newest whole version, for who wants to predict."""

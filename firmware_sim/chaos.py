@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Final, Literal
 from firmware_sim.processes import has_children
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from broker.mqtt_server import Server
     from firmware_sim.processes import Program
     from firmware_sim.watch import Watch
@@ -25,11 +27,12 @@ Target = Literal["agent", "coordinator", "MQTT server"]
 
 @dataclass
 class Crew:
-    """The processes that a fleet is made of."""
+    """The processes that a fleet is made of, and what to do as soon as the MQTT server answers again."""
 
     server: Server
     coordinator: Program
     agents: dict[str, Program]
+    on_server_restart: Callable[[], None]
 
 
 @dataclass
@@ -95,7 +98,7 @@ class Chaos:
         stored = len(watch.accepted.get(watch.open_round, ()))
         if blow.target == "agent":
             self._choose_agent(blow, watch)
-        elif 0 < stored < len(self._crew.agents):  # in the midst of a round: some are stored, some are not
+        elif max(1, len(self._crew.agents) // 3) <= stored < len(self._crew.agents):  # some are stored, some are not
             blow.victim = "the coordinator" if blow.target == "coordinator" else f"the MQTT server ({self._server})"
             blow.doing = f"with {stored} of {len(self._crew.agents)} updates stored"
         if not blow.victim:
@@ -127,6 +130,7 @@ class Chaos:
         blow.started_s = now_s
         if blow.target == "MQTT server":
             self._crew.server.restart()
+            self._crew.on_server_restart()
         else:
             self._program(blow).start()
         return ""

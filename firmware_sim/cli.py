@@ -139,7 +139,7 @@ def _run(
     echo('  make demo ARGS="--devices 20 --rounds 40 --seed 7"   a larger fleet, another deal')
     echo('  make demo ARGS="--alpha 0.1"                         labels dealt more unevenly')
     echo("  firmware-sim fleet --data DIR --devices 20           real people: MNIST's writers, WISDM's watches")
-    echo("  make sim SEED=7                                      one simulated storm of faults")
+    echo("  make sim FIRST_SEED=7 SEEDS=1                        one simulated storm of faults")
 
 
 @contextlib.contextmanager

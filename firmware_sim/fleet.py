@@ -101,16 +101,17 @@ class _Run:
         self._screen = screen
         agents = {device_id: self._agent(device_id) for device_id in site.devices}
         coordinator = self._program("coordinator", "broker", "serve", "--config", str(site.broker_config))
-        self._crew = Crew(server, coordinator, agents)
+        self._tap = Tap(server.url, wish.fleet, site.devices, site.coordinator, Random(wish.seed))
+        self._crew = Crew(server, coordinator, agents, self._tap.reconnect)
         self._chaos = Chaos(plan(wish.rounds) if wish.chaos else [], self._crew, wish.seed)
         self._watch: Watch = follow(coordinator.log, {name: program.log for name, program in agents.items()})
-        self._tap = Tap(server.url, wish.fleet, site.devices, site.coordinator, Random(wish.seed))
         self._lineage = Lineage(site.params, 1.0)
         self._rows: list[Row] = []
         self._notes: list[str] = []
         self._heard_of_s = time.monotonic()
         self._requested = 0
         self._store_counter = 0
+        self._closed_s = 0.0  # when the round before closed, or the first was asked for
 
     def whole(self) -> Outcome:
         """Start, run all rounds, drain, measure; stop everything in any case."""
@@ -169,6 +170,7 @@ class _Run:
             plan_ = plan_of(config, manifest)
             store.request_rounds(plan_, count, config.round.updates_min, 0, config.round.lasts_s * 1000)
         self._requested += count
+        self._closed_s = time.monotonic()
 
     def _rounds(self, store: Store) -> None:
         """Watch until every requested round has closed."""
@@ -214,7 +216,9 @@ class _Run:
             self._lineage.advance(store, self._tap.update)
 
     def _row(self, version: VersionRow) -> Row:
-        """A closed round, with the bytes that the tap heard since the one before it."""
+        """A closed round, with the bytes that the tap heard and the seconds that passed since the one before it."""
+        now = time.monotonic()
+        seconds, self._closed_s = now - self._closed_s, now
         heard = self._tap.heard
         up, down = heard.bytes_of("up"), heard.bytes_of("dn")
         before_up = sum(row.bytes_up for row in self._rows)
@@ -227,7 +231,7 @@ class _Run:
             version.accuracy,
             up - before_up,
             down - before_down,
-            version.seconds,
+            seconds,
         )
 
     def _look(self) -> None:

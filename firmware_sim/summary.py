@@ -118,6 +118,8 @@ def story(outcome: Outcome) -> list[str]:
     told = [_tell(blow, outcome) for blow in outcome.blows if blow.killed_s]
     told += [f"{note}." for note in outcome.notes]
     verdict = outcome.verdict
+    if told and not (verdict.lost or verdict.double_counted or verdict.versions_wrong):
+        told.append("After all of that no finished update was lost, and none was counted twice.")
     if verdict.from_store:
         gaps = f"lost its connection {outcome.heard.gaps} times" if outcome.heard.gaps else "missed them"
         told.append(f"{verdict.from_store} updates were taken from the store: the auditor {gaps}.")

@@ -58,17 +58,29 @@ class Tap:
         self._heard = Heard()
         self._lock = threading.Lock()
         self._up = threading.Event()
-        filters = [f"{topics.ROOT}/{fleet}/#"]
-        self._link = link.Link(url, CLIENT_ID, filters=filters, will=None, post=self._on_event, jitter=jitter)
+        self._is_up = False
+        self._url, self._jitter = url, jitter
+        self._link = self._new_link()
 
     def start(self, timeout_s: float = 10.0) -> bool:
         """Connect; return whether every topic is subscribed."""
         self._link.start()
         return self._up.wait(timeout_s)
 
+    def reconnect(self) -> None:
+        """Connect afresh and at once, where the link would still wait: whoever comes back first may speak first."""
+        self.stop()
+        self._up.clear()
+        self._link = self._new_link()
+        self.start()
+
     def stop(self) -> None:
         """Disconnect; what was heard stays."""
         self._link.stop()
+
+    def _new_link(self) -> link.Link:
+        filters = [f"{topics.ROOT}/{self._fleet}/#"]
+        return link.Link(self._url, CLIENT_ID, filters=filters, will=None, post=self._on_event, jitter=self._jitter)
 
     @property
     def heard(self) -> Heard:
@@ -99,10 +111,12 @@ class Tap:
     def _on_event(self, event: link.LinkEvent) -> None:
         match event:
             case link.LinkUp():
+                self._is_up = True
                 self._up.set()
             case link.LinkDown():
                 with self._lock:
-                    self._heard.gaps += self._up.is_set()
+                    self._heard.gaps += self._is_up
+                self._is_up = False
             case link.Arrived():
                 with self._lock:
                     self._on_arrived(event)

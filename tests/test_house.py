@@ -12,7 +12,7 @@ PACKAGES = ("wire", "engine", "edge_agent", "broker", "firmware_sim")
 FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "base", "manager", "handler", "misc"}
 # Targets without tests are in the design; these are the gates. Raising one needs a decision record.
-LINES_MAX = {"wire": 1_600, "engine": 4_500, "edge_agent": 3_500, "broker": 4_500, "firmware_sim": 4_000}
+LINES_MAX = {"wire": 1_800, "engine": 4_500, "edge_agent": 3_500, "broker": 4_500, "firmware_sim": 5_000}
 
 
 def ids(file: Path) -> str:

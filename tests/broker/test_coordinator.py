@@ -339,6 +339,36 @@ def test_a_round_does_not_wait_for_a_device_that_died():
     assert kinds(hear(machine, "dune", fleet.death())) == ["StoreSeen", "Aggregate"]
 
 
+def test_a_round_waits_for_a_device_that_died_and_came_back():
+    machine = coordinator()
+    open_round(machine, "cabin", "dune")
+    hear(machine, "cabin", fleet.death())
+    hear(machine, "cabin", fleet.birth(1, 2))
+    assert "Aggregate" not in kinds(hear(machine, "dune", fleet.update()))
+    assert "Aggregate" in kinds(hear(machine, "cabin", fleet.update()))
+
+
+def test_a_round_does_not_wait_for_a_device_that_did_not_come_back_with_the_link():
+    machine = coordinator()
+    open_round(machine, "cabin", "dune", updates_min=1)
+    hear(machine, "cabin", fleet.update())
+    machine.handle(Disconnected(), AFTER)
+    machine.handle(Connected(), AFTER)
+    hear(machine, "cabin", fleet.birth(1, 2))
+    assert kinds(machine.handle(Tick(), AFTER + SETTLE_MS)) == ["Aggregate"]
+
+
+def test_a_round_no_longer_waits_for_whoever_lost_its_place_to_another():
+    for seed in range(20):
+        machine = Coordinator(fleet.identity(), fleet.snapshot(), random.Random(seed))
+        first = offered(open_round(machine, *DEVICES, cohort_max=1))
+        second = offered(machine.handle(Tick(), AFTER + 60_000))
+        if first != second:
+            assert "Aggregate" in kinds(hear(machine, second[0], fleet.update(), AFTER + 60_001))
+            return
+    raise AssertionError("twenty draws by lot were all the same")
+
+
 def test_a_round_waits_for_the_slow_until_its_time_is_up():
     machine = coordinator()
     open_round(machine, "cabin", "dune")

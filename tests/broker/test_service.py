@@ -24,7 +24,7 @@ from tests.broker import fleet
 from tests.broker.fleet import KEY, SIGN
 from tests.broker.test_store import commit, update_row
 from wire import envelope, keys, topics
-from wire.link import Arrived, LinkUp
+from wire.link import Arrived, LinkDown, LinkUp
 from wire.messages import Message, Offer, Receipt, Update
 
 MODEL = Path(__file__).parents[2] / "firmware_sim/models/digits.tflite"
@@ -209,6 +209,14 @@ def test_what_was_refused_is_said_with_its_reason(rig: Rig) -> None:
     assert rig.said[-1].startswith("event=refused reason=signature device=cabin")
     rig.turn(rig.say("stranger", fleet.birth()))
     assert rig.said[-1].startswith("event=refused reason=unknown device=stranger")
+
+
+def test_a_lost_link_is_said_with_its_reason_and_changes_nothing_on_disk(rig: Rig) -> None:
+    open_round(rig, "cabin")
+    before = rig.store.snapshot()
+    rig.turn(LinkDown("the cable is out"))
+    assert rig.said[-1] == "event=link-down reason='the cable is out'"
+    assert rig.store.snapshot() == before
 
 
 def test_a_dead_link_thread_ends_the_loop(rig: Rig) -> None:

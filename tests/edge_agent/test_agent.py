@@ -323,6 +323,13 @@ def test_an_offer_ends_after_its_duration_and_a_new_one_is_taken():
     assert "StartTraining" in names(stage.read() + stage.serve(stage.offer(1)))
 
 
+def test_an_offer_that_ended_while_the_update_waits_wakes_nobody():
+    stage = Stage()
+    stage.sending()
+    stage.tick(LASTS_MS + 1)
+    assert stage.agent.wake_at_ms > stage.now_ms
+
+
 def test_nothing_more_is_asked_for_after_the_offer_has_ended():
     stage = Stage().ready()
     assert said(stage.offer(lasts_ms=3000), "want")

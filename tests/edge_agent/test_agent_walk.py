@@ -87,13 +87,10 @@ def do(stage: Stage, what: str, argument):
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.lists(STEPS, max_size=60), st.booleans())
-def test_whatever_happens_in_whatever_order(steps, ready):
+@given(st.lists(STEPS, max_size=60), st.sampled_from(["boot", "training", "sending"]))
+def test_whatever_happens_in_whatever_order(steps, start):
     stage = Stage(limits=Limits(temperature_c_max=60.0))
-    if ready:
-        stage.training()
-    else:
-        stage.boot()
+    getattr(stage, start)()
     on_flash = stage.agent.durable
     updates: dict[int, set[bytes]] = {}
     for what, argument in steps:

@@ -65,9 +65,11 @@ def test_a_killed_child_is_gone_when_kill_returns_and_still_posts_its_end(start)
 def test_a_child_dies_with_its_parent(tmp_path):
     lines = BEGIN + f"open({str(tmp_path / 'began')!r}, 'w').close()\nimport time\ntime.sleep(600)"
     (tmp_path / "a_child.py").write_text(lines)
-    code = "import time; from edge_agent.child import Child; print(Child('a_child', 1, print).pid, flush=True); time.sleep(600)"
+    code = "from edge_agent.child import Child; print(Child('a_child', 1, print).pid, flush=True); input()"
     env = {"PYTHONPATH": f"{tmp_path}:{Path.cwd()}", "PATH": "/usr/bin"}
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+    )
     pid = int(parent.stdout.readline())
     until = time.monotonic() + 60
     while not (tmp_path / "began").exists() and time.monotonic() < until:

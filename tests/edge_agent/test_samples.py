@@ -108,6 +108,19 @@ def test_a_torn_overwrite_loses_the_oldest_window_and_no_other(tmp_path):
         assert Samples(path).append(window(7), 7) in (6, 7)
 
 
+def test_damaged_heads_poison_neither_the_count_nor_the_numbers(tmp_path):
+    path = tmp_path / "s"
+    filled(path, 5, capacity=9)
+    whole = bytearray(path.read_bytes())
+    for record in (0, 1):  # numbers that do not belong where they stand
+        start = 96 + record * (16 + len(window(0)))
+        whole[start : start + 8] = (9 * 10**6 + 5).to_bytes(8, "little")
+    path.write_bytes(whole)
+    assert Samples(path).count_labelled() == 3
+    assert Samples(path).append(window(6), 6) == 6
+    assert read_arrays(path).numbers.tolist() == [3, 4, 5, 6]
+
+
 def test_what_does_not_fit_is_refused_with_a_sentence(tmp_path):
     store = create(tmp_path / "s", SHAPE, 5)
     with pytest.raises(SamplesError, match="keeps windows of 24 bytes"):

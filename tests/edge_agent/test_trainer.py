@@ -14,8 +14,9 @@ from edge_agent import child, flash, samples, trainer
 from edge_agent.effects import Job
 from edge_agent.trainer import Base, TrainerError, train
 from engine.codec import residual, sparse
+from engine.models import interpreter, tflite
 from engine.models.graph import ModelError
-from engine.train import TrainingError
+from engine.train import TrainingError, evaluate
 from tests.real.scripted_coordinator import HEAD, MODEL, PARAMS, QUICK, write_digits
 from wire import chunks
 
@@ -40,7 +41,16 @@ def test_the_update_is_sparse_and_what_it_leaves_out_is_owed(digits):
     assert len(sent.indices) == QUICK.keep_count
     assert np.count_nonzero(trained.residual) > QUICK.keep_count
     assert trained.answer.loss_after < trained.answer.loss_before
+    assert loss_of_the_base(digits, sent.indices, sent.values) < loss_of_the_base(digits, sent.indices, -sent.values)
     assert trained.answer.note == ""
+
+
+def loss_of_the_base(digits, indices, values) -> float:
+    """With the update added: local = base + delta, never the opposite sign."""
+    params = np.frombuffer(PARAMS, "<f4").copy()
+    params[indices] += values
+    features = interpreter.features(MODEL, tflite.read(MODEL), HEAD, digits.windows)
+    return evaluate(features, digits.labels, params, HEAD).loss
 
 
 def test_held_out_windows_measure_and_never_train(digits):
@@ -86,7 +96,7 @@ def test_what_is_owed_joins_the_update_and_a_damaged_debt_counts_as_none(digits)
     [
         (TrainerError, "plan is for another model", {"num_params": 5}),
         (ModelError, "last-9", {"train": "last-9"}),
-        (TrainingError, "diverged", {"learning_rate": 100.0, "epochs": 50, "momentum": 0.99}),
+        (TrainingError, "diverged", {"learning_rate": 1e38}),
     ],
 )
 def test_a_plan_that_does_not_fit_is_one_sentence(digits, error, sentence, change):

@@ -63,6 +63,21 @@ def test_an_old_manifest_does_not_bring_back_its_version():
     world.auditor.check_lineage()
 
 
+def test_an_old_receipt_does_not_empty_the_outbox_of_a_later_round():
+    world = live(CALM, real_keys=False)
+    receipts = [heard for heard in world.attacker.heard if heard[0].endswith("/dn/receipt")]
+    assert len(receipts) == DEVICES * ROUNDS
+    world.weather = Weather(coordinator_down_ms_max=60 * MINUTE_MS)
+    world.request_round(updates_min=DEVICES)
+    assert world.run(world.now_ms + MINUTE_MS, until=lambda: bool(world.auditor.full_outboxes()))
+    world.station.cut()
+    waiting = world.auditor.full_outboxes()
+    for topic, receipt in receipts:
+        world.server.spread(topic, receipt)
+    world.run(world.now_ms + 1_000)
+    assert set(waiting) <= set(world.auditor.full_outboxes())
+
+
 def test_the_offer_of_one_device_is_no_offer_for_another():
     world = World(12, CALM, devices=DEVICES)
     world.run(10_000)

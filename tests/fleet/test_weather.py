@@ -113,6 +113,36 @@ def test_a_round_closes_at_its_end_without_those_who_do_not_report():
     assert world.run(world.now_ms + 5 * MINUTE_MS, until=lambda: len(world.database.lineage) == 2)
 
 
+def lose_chunks(world, most):
+    """The next `most` chunks never leave the MQTT server."""
+    lost, spread = [], world.server.spread
+
+    def lossy(topic, payload, *, retain=False):
+        if topic.endswith("/dn/chunk") and len(lost) < most:
+            lost.append(topic)
+        else:
+            spread(topic, payload, retain=retain)
+
+    world.server.spread = lossy
+    return lost
+
+
+def test_lost_chunks_cost_a_device_seconds_and_not_the_round():
+    world = World(18, CALM, devices=2)
+    lost = lose_chunks(world, 6)
+    world.request_round(updates_min=2, lasts_ms=60 * MINUTE_MS)
+    assert world.run(MINUTE_MS, until=lambda: len(world.database.lineage) == 2)
+    assert len(lost) == 6
+
+
+def test_a_device_whose_wants_nobody_answers_asks_less_and_less_often():
+    world = World(18, CALM, devices=1)
+    lose_chunks(world, 10**9)
+    world.request_round(updates_min=1, lasts_ms=24 * 60 * MINUTE_MS)
+    world.run(6 * 60 * MINUTE_MS)
+    assert 6 < world.auditor.sent_count["want"] < 60
+
+
 def test_a_sum_that_fails_at_the_end_of_its_round_is_tried_again_soon_and_not_a_round_later():
     world = World(9, Weather(aggregate_fails_rate=1.0, train_hangs_rate=0.5), devices=4)
     world.request_round(updates_min=1, lasts_ms=30 * MINUTE_MS)
@@ -160,6 +190,13 @@ def test_the_answer_of_a_child_that_was_stopped_is_not_taken_for_that_of_the_nex
             world.request_round(updates_min=4, lasts_ms=MINUTE_MS)
         world.run(40 * MINUTE_MS)
         assert world.tally["late_result"] > 4
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_third_of_all_messages_lost_on_the_way_breaks_no_promise(seed):
+    """Receipts get lost, too: devices still hold an update when they are offered the next round."""
+    verdict = storm.run(seed, Weather(drop_rate=0.3, train_ms_max=500), devices=4, rounds=4)
+    assert not verdict.broken, storm.tell(verdict)
 
 
 @pytest.mark.parametrize("field", sorted(name for name in Weather.__struct_fields__ if not name.endswith("_ms_max")))

@@ -37,7 +37,9 @@ class FakeServer(FakeProgram):
 @pytest.fixture
 def crew() -> Crew:
     agents = {name: FakeProgram(name) for name in ("cabin", "dune", "elm")}
-    return Crew(FakeServer("mosquitto"), FakeProgram("coordinator"), agents)  # type: ignore[arg-type]
+    server = FakeServer("mosquitto")
+    reconnect = lambda: server.happened.append("tapped")  # noqa: E731
+    return Crew(server, FakeProgram("coordinator"), agents, reconnect)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -93,7 +95,7 @@ def test_three_blows_one_after_the_other(crew: Crew, watch: Watch, monkeypatch: 
     plan.tick(watch, 32.0)
     assert plan.is_settled
     assert all(blow.back_s for blow in plan.blows)
-    assert crew.server.happened == ["killed", "started"]  # type: ignore[attr-defined]
+    assert crew.server.happened == ["killed", "started", "tapped"]  # type: ignore[attr-defined]
 
 
 def test_an_even_seed_strikes_as_an_update_is_sent(crew: Crew, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,7 @@ def test_every_kill_has_its_sentence(outcome: Outcome) -> None:
             "Round 3: the MQTT server (mosquitto 2) got SIGKILL with 1 of 2 updates stored, was started again 1.0 s "
             "later with nothing retained, and all devices were back after 3.0 s; the round counted 2 updates."
         ),
+        "After all of that no finished update was lost, and none was counted twice.",
     ]
     text = summary.block(summary.numbers(WISH, outcome, CENTRAL), told)
     assert "5 finished, 5 counted, 0 refused, 0 lost, 0 counted twice" in text
@@ -96,6 +97,7 @@ def test_what_is_lost_is_named(outcome: Outcome) -> None:
     outcome.trainer_failures = ["dune, round 3: out of memory"]
     told = " ".join(summary.story(outcome))
     assert "Not well: lost: dune in round 2" in told
+    assert "After all of that" not in told
     assert "Not well: counted twice: cabin in round 1" in told
     assert "4 updates were taken from the store" in told
     assert "dune, round 3: out of memory" in told

@@ -87,6 +87,15 @@ def test_a_tap_that_lost_its_server_says_so(tmp_path) -> None:
         assert tap.start()
         server.kill()
         assert wait_for(lambda: tap.heard.gaps == 1)
+        time.sleep(1.5)  # several attempts in vain are one gap
+        server.restart()
+        tap.reconnect()
+        assert tap.heard.gaps == 1
+        update = envelope.seal(Update(1, 1, 5, 0, 0, b"x"), topics.up(FLEET, "dune", "update"), keys.signer(DUNE))
+        talker = Link(server.url, "late", filters=["x"], will=None, post=lambda _: None, jitter=random.Random(3))
+        talker.start()
+        assert wait_for(lambda: talker.publish(topics.up(FLEET, "dune", "update"), update) or tap.heard.sealed)
+        talker.stop()
     finally:
         tap.stop()
         server.stop()
