@@ -58,16 +58,16 @@ clean: ## forget the environment and every cache in this folder
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "No python3 found. Install Python 3.11 or newer: apt-get install python3 python3-venv"; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo "Could not make .venv with $(PYTHON). On Debian: apt-get install python3-venv"; exit 1; }
-	@$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
+	@$(BIN)/pip install -qq --disable-pip-version-check --upgrade pip
 
 .venv/sim: pyproject.toml | .venv/bin/python
 	@echo "Installing (once, about a minute) ..."
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[sim]'
+	@$(BIN)/pip install -qq --disable-pip-version-check -e '.[sim]'
 	@touch $@
 
 .venv/dev: pyproject.toml | .venv/bin/python
 	@echo "Installing the tools for tests and checks (once) ..."
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/pip install -qq --disable-pip-version-check -e '.[dev]'
 	@touch $@ .venv/sim
 
 .venv/warm: .venv/sim $(wildcard engine/kernels/*.py)

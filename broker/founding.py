@@ -33,7 +33,7 @@ id = {fleet}
 
 [mqtt]
 url = {mqtt}                # embedded, mqtt://host:1883, or mqtts://host:8883 with TLS
-# port = 1883                 # of the embedded server; without it any free one
+port = 1883                   # of the embedded server; 0: any free one
 # username = "coordinator"
 # password_file = "mqtt.password"
 # ca_file = "ca.pem"

@@ -93,7 +93,7 @@ def as_lines(status: Status, *, running: bool) -> list[str]:
         f"{status.bytes_up} bytes sent, {status.bytes_down} received, {status.reconnects} reconnections",
         f"not believed: {refused}" if refused else "",
         (
-            f"{_or_unknown(status.temperature_c, ' C')}, battery {_or_unknown(status.battery_rate, '')}, "
+            f"temperature {_or_unknown(status.temperature_c, ' C')}, battery {_or_unknown(status.battery_rate, '')}, "
             f"{status.rss_kb // 1024} MB of memory"
         ),
     ]

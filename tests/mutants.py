@@ -236,9 +236,9 @@ MUTANTS = (
     ),
     Mutant(
         COORDINATOR,
-        "current.closing or self._retry_at_ms is not None:\n            return effects",
-        "current.closing:\n            return effects",
-        "takes a failed sum for a lack of updates, and waits for another round's time",
+        "not self._round.closing and self._retry_at_ms is None:",
+        "not self._round.closing:",
+        "asks for a tick without pause while a failed sum waits",
     ),
     Mutant(
         COORDINATOR,
@@ -261,13 +261,13 @@ MUTANTS = (
     ),
     Mutant(
         ROUNDS,
-        "return now_ms >= self.ends_at_ms or not self.missing(present)",
-        "return not self.missing(present)",
+        "return now_ms >= self.ends_at_ms or not self._awaited",
+        "return not self._awaited",
         "waits for ever for a device that is there and never reports",
     ),
     Mutant(
         ROUNDS,
-        "return now_ms >= self.ends_at_ms or not self.missing(present)",
+        "return now_ms >= self.ends_at_ms or not self._awaited",
         "return now_ms >= self.ends_at_ms",
         "waits until the end though everyone has reported",
     ),

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 
 ROOT: Final = "fl/v1"
 ALL: Final = "all"
+RESERVED: Final = (ALL, "coordinator")  # the coordinator's MQTT client id and certificate bear its name
 QOS: Final = 1
 
 UP_KINDS: Final = ("birth", "death", "update", "want", "telemetry")
@@ -41,9 +42,10 @@ class Address(NamedTuple):
 
 def check_name(what: str, name: str) -> str:
     """Return `name` if it may stand in a topic; raise TopicError with the rule otherwise."""
-    if _NAME.fullmatch(name) is None or name == ALL:
+    if _NAME.fullmatch(name) is None or name in RESERVED:
         raise TopicError(
-            f"{what} {name!r} cannot be used: 1 to 64 of a-z, 0-9 and '-', not '-' at either end, not 'all'"
+            f"{what} {name!r} cannot be used: 1 to 64 of a-z, 0-9 and '-', not '-' at either end, "
+            f"and none of {', '.join(RESERVED)}"
         )
     return name
 

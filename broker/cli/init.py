@@ -18,7 +18,13 @@ from broker.cli.opening import spoken
 @click.option("--reset-seed", type=click.IntRange(0), help="Forget what the trainable layers knew; start at random.")
 @click.option("--fleet", default="fleet", show_default=True, help="The fleet's id: a-z, 0-9 and '-'.")
 @click.option("--mqtt", default="embedded", show_default=True, help="embedded, mqtt://host:1883 or mqtts://host:8883.")
-@click.option("--evaluate", default="", metavar="NPZ", help="Held-out windows x and labels y of the coordinator.")
+@click.option(
+    "--evaluate",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+    default=None,
+    metavar="NPZ",
+    help="Held-out windows x and labels y of the coordinator, to measure accuracy on.",
+)
 def init(directory: Path, model: Path, **options: Any) -> None:
     """Make DIRECTORY the home of a new fleet whose devices train the .tflite MODEL.
 
@@ -28,7 +34,8 @@ def init(directory: Path, model: Path, **options: Any) -> None:
     from engine.models.graph import ModelError
 
     with spoken(FoundingError, ModelError):
-        wishes = Wishes(model, **{**options, "name": options["name"] or model.stem})
+        given = {"name": options["name"] or model.stem, "evaluate": options["evaluate"] or ""}
+        wishes = Wishes(model, **{**options, **given})
         founded = found(directory, wishes)
     click.echo(f"Fleet {wishes.fleet}: model {wishes.name} with {founded.num_params} trainable parameters, version 1.")
     click.echo(f"The coordinator's public key, for every device:\n  {founded.public_key}")

@@ -82,7 +82,7 @@ def test_every_other_topic_is_refused(topic: str) -> None:
         topics.parse(topic)
 
 
-@pytest.mark.parametrize("name", ["", "all", "a/b", "A", "-a", "a-", "a\n", "ä", "a b", "a" * 65])
+@pytest.mark.parametrize("name", ["", "all", "coordinator", "a/b", "A", "-a", "a-", "a\n", "ä", "a b", "a" * 65])
 def test_a_name_that_cannot_stand_in_a_topic_is_refused_with_the_rule(name: str) -> None:
     with pytest.raises(topics.TopicError, match="1 to 64 of a-z"):
         topics.check_name("device", name)
