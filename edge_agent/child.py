@@ -4,7 +4,8 @@ A `Child` is one process: a task goes in through its stdin, one framed answer co
 the agent's log. A thread of its own moves these bytes, reaps the process and posts one `Ended`; nothing else. In the
 child, `begin` must be the first call and `answer` the last: see `edge_agent.trainer`.
 
-The frame is `HANS`, the length as u32, CRC-32, then CBOR. A child that dies half-way leaves no whole frame.
+The frame is `HANS`, the length as u32, CRC-32, then CBOR: the child's peak memory in kB, and its answer. A child that
+dies half-way leaves no whole frame.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import threading
 import time
 import zlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import cbor2
@@ -48,7 +50,7 @@ class Ended(NamedTuple):
     child: Child
     answer: Any
     reason: str  # of an end without an answer
-    peak_rss_kb: int
+    peak_rss_kb: int  # of one that gave no answer, no less than the agent's own: the kernel counts from the fork on
     cpu_s: float
     wall_s: float
 
@@ -91,10 +93,10 @@ class Child:
             framed = stdout.read(ANSWER_BYTES_MAX)
         _, status, usage = os.wait4(self._process.pid, 0)
         code = self._process.returncode = os.waitstatus_to_exitcode(status)
-        answer = _unframe(framed)
+        peak_rss_kb, answer = _unframe(framed) or (usage.ru_maxrss, None)
         cpu_s = usage.ru_utime + usage.ru_stime
         wall_s = time.monotonic() - self._began
-        self._post(Ended(self, answer, "" if answer else _why(code), usage.ru_maxrss, cpu_s, wall_s))
+        self._post(Ended(self, answer, "" if answer else _why(code), peak_rss_kb, cpu_s, wall_s))
 
 
 def begin() -> tuple[Any, Callable[[Any], None]]:
@@ -111,21 +113,29 @@ def begin() -> tuple[Any, Callable[[Any], None]]:
     os.dup2(2, 1)
 
     def answer(tree: Any) -> None:
-        content = cbor2.dumps(tree)
+        content = cbor2.dumps([_peak_rss_kb(), tree])
         with os.fdopen(out, "wb") as file:
             file.write(_FRAME.pack(_MAGIC, len(content), zlib.crc32(content)) + content)
 
     return cbor2.loads(sys.stdin.buffer.read()), answer
 
 
-def _unframe(framed: bytes) -> Any:
+def _peak_rss_kb() -> int:
+    """The most memory this process has had since it became this program (VmHWM of proc(5))."""
+    lines = Path("/proc/self/status").read_text("ascii", errors="replace").splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
+
+
+def _unframe(framed: bytes) -> tuple[int, Any] | None:
+    """(peak memory in kB, answer), or None when the frame is not whole."""
     if len(framed) < _FRAME.size:
         return None
     magic, length, checksum = _FRAME.unpack_from(framed)
     content = framed[_FRAME.size :]
     if magic != _MAGIC or len(content) != length or zlib.crc32(content) != checksum:
         return None
-    return cbor2.loads(content)
+    peak_rss_kb, answer = cbor2.loads(content)
+    return peak_rss_kb, answer
 
 
 def _why(code: int) -> str:

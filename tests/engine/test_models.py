@@ -19,7 +19,10 @@ from engine.models.plan import Head, Layer, head_of, params_of, reset_params
 from engine.models.tflite import cut_prefix, read
 
 SHIPPED = Path(__file__).parents[2] / "firmware_sim" / "models"
-ELSEWHERE = os.environ.get("FLEET_MODELS", "")
+ELSEWHERE = Path(os.environ.get("FLEET_MODELS", "/nowhere")) / "mlperf_tiny"
+needs_elsewhere = pytest.mark.skipif(
+    not ELSEWHERE.is_dir(), reason="FLEET_MODELS names no folder with the MLPerf Tiny models in mlperf_tiny"
+)
 MLPERF = [
     "ad01_int8.tflite",
     "ad01_fp32.tflite",
@@ -32,13 +35,7 @@ MLPERF = [
 MODELS = [
     SHIPPED / "digits.tflite",
     SHIPPED / "wrist.tflite",
-    *(
-        pytest.param(
-            Path(ELSEWHERE) / name,
-            marks=pytest.mark.skipif(not ELSEWHERE, reason="FLEET_MODELS names no folder of MLPerf Tiny models"),
-        )
-        for name in MLPERF
-    ),
+    *(pytest.param(ELSEWHERE / name, marks=needs_elsewhere) for name in MLPERF),
 ]
 each_model = pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
 
@@ -345,9 +342,9 @@ def test_reading_a_model_loads_no_runtime_and_no_compiler():
     assert (done.returncode, done.stderr.strip()) == (0, "")
 
 
-@pytest.mark.skipif(not ELSEWHERE, reason="FLEET_MODELS names no folder of MLPerf Tiny models")
+@needs_elsewhere
 def test_a_model_that_trains_from_its_first_layer_has_its_input_as_features():
-    data = (Path(ELSEWHERE) / "ad01_int8.tflite").read_bytes()
+    data = (ELSEWHERE / "ad01_int8.tflite").read_bytes()
     graph = read(data)
     head = head_of(graph, "last-10")
     assert (head.cut, head.feature_tensor) == (0, graph.inputs[0])
