@@ -9,7 +9,7 @@ Rules that keep finished work:
 2. (device_id, round_id) is stored once. The same bytes again are a duplicate, other bytes are refused.
 3. The new version, the updates that it counts and the round's end are one transaction: a crash before it leaves
    all of them to be counted, a crash after it none.
-4. An update whose round has closed is counted by the next one.
+4. An update whose round has closed, or was cancelled, is counted by the next one that closes.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Coordinator:
         self._pending = {(p.device_id, p.round_id): p for p in snapshot.pending}
         self._manifest = snapshot.manifest
         self._rounds = {row.round_id: row for row in snapshot.rounds if row.status != "waiting"}
-        self._waiting = sorted((row for row in snapshot.rounds if row.status == "waiting"), key=_round_id)
+        self._waiting = rounds.in_order(row for row in snapshot.rounds if row.status == "waiting")
         self._up = False
         self._settled_at_ms: int | None = None  # None: births have had their time
         self._retry_at_ms: int | None = None
@@ -145,18 +145,20 @@ class Coordinator:
                 return self._on_received(topic, payload, now_ms)
             case FleetRead(fleet=fleet):
                 return self._on_fleet_read(fleet, now_ms)
-            case RoundsRead(waiting=waiting):
+            case RoundsRead(waiting=waiting, unwanted=unwanted):
                 known = self._rounds.keys() | {row.round_id for row in self._waiting}
-                self._waiting += [row for row in waiting if row.round_id not in known]
-                self._waiting.sort(key=_round_id)
-                return self._open_next(now_ms)
+                fresh = [row for row in waiting if row.round_id not in known]
+                self._waiting, withdrawn = rounds.withdraw([*self._waiting, *fresh], unwanted)
+                if self._round is not None and self._round.row.round_id in unwanted:
+                    self._round.is_unwanted = True
+                return [*map(StoreRound, withdrawn), *self._end_unwanted(now_ms), *self._open_next(now_ms)]
             case Aggregated():
                 return self._on_aggregated(event, now_ms)
             case AggregateFailed(round_id=round_id):
                 if self._round is not None and self._round.row.round_id == round_id:
                     self._round.closing = False
                     self._retry_at_ms = now_ms + RETRY_MS
-                return []
+                return self._end_unwanted(now_ms)
             case Tick():
                 return self._on_tick(now_ms)
 
@@ -376,6 +378,17 @@ class Coordinator:
         effects: list[Effect] = [commit, self._share("manifest", self._manifest)]
         return [*effects, self._share("state", self._state(online=True)), *self._open_next(now_ms)]
 
+    def _end_unwanted(self, now_ms: int) -> list[Effect]:
+        """Close the round that nobody wants, unless its sum is under way. What is stored of it stays pending."""
+        current = self._round
+        if current is None or current.closing or not current.is_unwanted:
+            return []
+        self._round, self._retry_at_ms = None, None
+        row = msgspec.structs.replace(current.row, status="closed", model_version=current.row.base_version)
+        self._remember(row)
+        told = [self._share("state", self._state(online=True))] if self._up else []
+        return [StoreRound(row), *told, *self._open_next(now_ms)]
+
     def _remember(self, row: RoundRow) -> None:
         self._rounds[row.round_id] = row
         for round_id in sorted(self._rounds)[:-ROUNDS_REMEMBERED]:
@@ -432,7 +445,3 @@ class Coordinator:
             self._verifiers[device_id] = self._id.verifier(fleet[device_id])
         self._fleet = dict(fleet)
         self._strangers -= fleet.keys()
-
-
-def _round_id(row: RoundRow) -> int:
-    return row.round_id

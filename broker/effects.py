@@ -21,7 +21,12 @@ class RoundRow(Struct, frozen=True):
     cohort_max: int  # 0: everyone present and eligible
     lasts_ms: int
     base_version: int = 0  # set when it opens
-    model_version: int = 0  # set when it closes
+    model_version: int = 0  # set when it closes; its base version again: it was cancelled, and made none
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Did the operator end it without a new version, or before it was opened?"""
+        return self.status == "closed" and self.model_version == self.base_version
 
 
 class UpdateRow(Struct, frozen=True):
@@ -89,9 +94,10 @@ class FleetRead(Struct, frozen=True):
 
 
 class RoundsRead(Struct, frozen=True):
-    """The operator asked for these rounds; they wait in the store."""
+    """What the operator wants, as the store has it: may be said again, and changes nothing then."""
 
-    waiting: tuple[RoundRow, ...]
+    waiting: tuple[RoundRow, ...]  # asked for, and not opened
+    unwanted: frozenset[int] = frozenset()  # round_ids, waiting or open, that are to end without a new version
 
 
 class Aggregated(Struct, frozen=True):

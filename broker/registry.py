@@ -7,20 +7,17 @@ device fetches it once; `params.f32` are the trainable numbers, little-endian fl
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from broker.coordinator import PARAMS_FILE
 from engine.models import tflite
 from engine.models.plan import head_of, params_of, reset_params
 from wire import chunks
-from wire.messages import Manifest, encode
+from wire.messages import MODEL_FILE, PARAMS_FILE, Manifest, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-MODEL_FILE: Final = "model.tflite"
 
 
 def first_version(model: bytes, name: str, train: str, reset_seed: int | None) -> tuple[Manifest, dict[bytes, bytes]]:

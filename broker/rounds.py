@@ -2,6 +2,7 @@
 
     OPEN ──enough updates, and nobody left to wait for or time is up──▶ CLOSING ──Aggregated──▶ closed
       └──time is up, too few updates──▶ OPEN again, for as long again, with a new draw among who is there
+      └──the operator no longer wants it──▶ closed, without a new version; while CLOSING the wish waits for the sum
 
 An update that comes after its round has closed is late, not lost: it is stored, receipted, and counted by the
 next round to close, with a smaller weight for its staleness.
@@ -10,6 +11,8 @@ next round to close, with a smaller weight for its staleness.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
 
 from broker.effects import Pending
 from wire.messages import digest_of, encode
@@ -33,6 +36,7 @@ class Round:
         self.row = row
         self.plan_digest = digest_of(encode(row.plan))
         self.closing = False
+        self.is_unwanted = False  # the operator's wish; it has no effect while the round is closing
         self.ends_at_ms = now_ms + row.lasts_ms
         self._invited: set[str] = set()
         self._reported: set[str] = set()
@@ -80,6 +84,17 @@ class Round:
         """Too few came: whoever was invited and has not reported no longer holds a place in the cohort."""
         self._invited = set(self._reported)
         self._awaited.clear()
+
+
+def in_order(rows: Iterable[RoundRow]) -> list[RoundRow]:
+    """Rounds as they are to be opened: by number."""
+    return sorted(rows, key=lambda row: row.round_id)
+
+
+def withdraw(waiting: list[RoundRow], unwanted: AbstractSet[int]) -> tuple[list[RoundRow], list[RoundRow]]:
+    """Divide rounds that wait into those that still do, in order, and the unwanted, which end before they open."""
+    kept = in_order(row for row in waiting if row.round_id not in unwanted)
+    return kept, [replace(row, status="closed") for row in waiting if row.round_id in unwanted]
 
 
 def members(pending: Iterable[Pending], model_version: int) -> tuple[Pending, ...]:

@@ -124,6 +124,8 @@ class Service:
         """Serve until a signal says stop, then say goodbye."""
         self._link = link
         before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        for event in self._wishes():  # before the link: what is unwanted shall not be opened first
+            self._perform(self._handle(event))
         link.start()
         try:
             while not self._stopping:
@@ -181,13 +183,17 @@ class Service:
         if counter == self._store_counter:
             return
         self._store_counter = counter
+        yield from self._wishes()
+
+    def _wishes(self) -> Iterator[Event]:
+        """What the operator wants, as the store has it now; to say it again does no harm."""
         fleet = self._store.fleet()
         if fleet != self._enrolled:
             self._enrolled = fleet
             yield FleetRead(fleet)
-        waiting = self._store.waiting_rounds()
-        if waiting:
-            yield RoundsRead(waiting)
+        waiting, unwanted = self._store.waiting_rounds(), self._store.unwanted_rounds()
+        if waiting or unwanted:
+            yield RoundsRead(waiting, unwanted)
 
     def _handle(self, event: Event) -> list[Told]:
         refused = dict(self.coordinator.refused_count)
@@ -224,6 +230,9 @@ class Service:
                 self._store.apply(effect)
                 self._say(line("epoch" if self._ready else "ready", epoch=epoch, pid=os.getpid()))
                 self._ready = True
+            case StoreRound(row=row) if row.status == "closed":
+                self._store.apply(effect)
+                self._say(line("round-cancelled", round=row.round_id))
             case StoreRound(row=row):
                 self._store.apply(effect)
                 self._started = (time.monotonic(), self._link.bytes_up, self._link.bytes_down)

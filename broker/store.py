@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from broker.effects import Effect
 
 VERSIONS_KEPT: Final = 10  # of older versions the row stays, and params and payloads go
-CLOSED_ROUNDS_READ: Final = 64  # as many as the coordinator remembers
+OPENED_ROUNDS_READ: Final = 64  # as many as the coordinator remembers; others have no updates
 BUSY_TIMEOUT_MS: Final = 10_000
 
 _ROUND: Final = "round_id, plan, status, updates_min, cohort_max, lasts_ms, base_version, model_version"
@@ -117,12 +117,12 @@ class Store:
                 "SELECT u.device_id, u.round_id, u.digest FROM updates u JOIN (SELECT device_id, MAX(round_id) AS "
                 "newest FROM updates GROUP BY device_id) n ON u.device_id = n.device_id AND u.round_id = n.newest"
             )
-            closed = self._rounds("WHERE status = 'closed' ORDER BY round_id DESC LIMIT :most", CLOSED_ROUNDS_READ)
-            living = self._rounds("WHERE status <> 'closed'")
+            opened = self._rounds("WHERE base_version > 0 ORDER BY round_id DESC LIMIT :most", OPENED_ROUNDS_READ)
+            waiting = self._rounds("WHERE status = 'waiting'")
             return Snapshot(
                 epoch=self._setting("epoch"),
                 fleet=self.fleet(),
-                rounds=tuple(sorted(closed + living, key=lambda row: row.round_id)),
+                rounds=tuple(sorted(opened + waiting, key=lambda row: row.round_id)),
                 last={device_id: Last(round_id, digest) for device_id, round_id, digest in last},
                 pending=tuple(Pending(*row) for row in pending),
                 manifest=self.manifest(),
@@ -143,6 +143,10 @@ class Store:
     def waiting_rounds(self) -> tuple[RoundRow, ...]:
         """The rounds that the operator asked for and that have not been opened."""
         return tuple(self._rounds("WHERE status = 'waiting' ORDER BY round_id"))
+
+    def unwanted_rounds(self) -> frozenset[int]:
+        """The rounds that the operator no longer wants, and that have not ended yet."""
+        return frozenset(row[0] for row in self._select("round_id", "rounds WHERE unwanted = 1 AND status <> 'closed'"))
 
     def update_payload(self, device_id: str, round_id: int) -> bytes:
         """The payload of a stored update; empty for one counted long ago."""
@@ -198,11 +202,13 @@ class Store:
         """Let `count` rounds wait for the coordinator; return their numbers."""
         with self.transaction():
             newest = self._rows("SELECT COALESCE(MAX(round_id), 0) FROM rounds")[0][0]
-            ids = [newest + 1 + i for i in range(count)]
-            self._perform(
-                [StoreRound(RoundRow(i, plan, "waiting", updates_min, cohort_max, lasts_ms)) for i in ids], None
-            )
-            return ids
+            rows = [RoundRow(newest + 1 + i, plan, "waiting", updates_min, cohort_max, lasts_ms) for i in range(count)]
+            self._perform([StoreRound(row) for row in rows], None)
+            return [row.round_id for row in rows]
+
+    def cancel_round(self, round_id: int) -> None:
+        """Keep the wish that this round end without a new version; one that has ended stays as it is."""
+        self._run("UPDATE rounds SET unwanted = 1 WHERE round_id = :round_id", {"round_id": round_id})
 
     def rounds(self) -> list[RoundRow]:
         """Every round, oldest first."""
@@ -240,9 +246,7 @@ class Store:
 
     def field_scores(self) -> dict[int, tuple[int, int]]:
         """(correct, count) of each version on the held-out examples of the devices that reported on it."""
-        rows = self._rows(
-            "SELECT base_version, SUM(held_out_correct), SUM(held_out_count) FROM updates GROUP BY base_version"
-        )
+        rows = self._select("base_version, SUM(held_out_correct), SUM(held_out_count)", "updates GROUP BY base_version")
         return {version: (correct, count) for version, correct, count in rows}
 
     # Writing
@@ -321,9 +325,7 @@ class Store:
             if counted != 1:
                 which = f"{member.device_id}'s update of round {member.round_id}"
                 _we_are_wrong(f"version {version} would count {which}, which is not stored, or counted already")
-        is_open = self._rows(
-            "SELECT 1 FROM rounds WHERE round_id = :round_id AND status = 'open'", {"round_id": row.round_id}
-        )
+        is_open = self._select("1", "rounds WHERE round_id = :id AND status = 'open'", {"id": row.round_id})
         if not is_open or row.status != "closed":
             _we_are_wrong(f"version {version} would close round {row.round_id}, which is not open")
         self._put_round(row)
@@ -378,8 +380,7 @@ class Store:
             self._put_setting("schema", newest)
 
     def _schema_version(self) -> int:
-        with self._telling("read"):
-            tables = self._rows("SELECT name FROM sqlite_master WHERE name = 'settings'")
+        tables = self._rows("SELECT name FROM sqlite_master WHERE name = 'settings'")
         return self._setting("schema") if tables else 0
 
     def _setting(self, name: str) -> int:

@@ -1,4 +1,4 @@
-"""Between the commands and the store: plain rows to show as a table or as JSON, and the one wish, more rounds."""
+"""Between the commands and the store: plain rows to show as a table or as JSON, and the wishes for rounds."""
 
 from __future__ import annotations
 
@@ -47,12 +47,16 @@ def fleet_rows(store: Store) -> list[dict[str, Any]]:
 
 def round_rows(store: Store) -> list[dict[str, Any]]:
     """Every round with how many updates of it are stored, and how many counted, oldest first."""
-    updates = store.updates()
+    updates, unwanted = store.updates(), store.unwanted_rounds()
     rows = []
     for row in store.rounds():
         own = [update for update in updates if update.round_id == row.round_id]
         shown = msgspec.structs.asdict(row)
         del shown["plan"]
+        if row.is_cancelled:
+            shown["status"], shown["model_version"] = "cancelled", 0
+        elif row.round_id in unwanted:
+            shown["status"] = "cancelling"
         shown["plan_digest"] = digest_of(encode(row.plan))
         shown["updates_stored"] = len(own)
         shown["updates_counted"] = sum(update.counted_in is not None for update in own)
@@ -122,3 +126,15 @@ def ask_for_rounds(
     if 0 < most < least:
         raise ConfigError(f"a round of at most {most} devices cannot wait for {least} updates")
     return store.request_rounds(plan, count, least, most, lasts_ms or defaults.lasts_s * 1000)
+
+
+def cancel_round(store: Store, round_id: int) -> bool:
+    """Let a round be cancelled that has not ended; is it already? ViewError when it made a version, or is none."""
+    with store.transaction():
+        row = next((row for row in store.rounds() if row.round_id == round_id), None)
+        if row is None:
+            raise ViewError(f"there is no round {round_id}: see broker round list")
+        if row.status == "closed" and not row.is_cancelled:
+            raise ViewError(f"round {round_id} has closed already: it made version {row.model_version}")
+        store.cancel_round(round_id)
+    return row.is_cancelled

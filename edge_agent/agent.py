@@ -21,7 +21,6 @@ flash: the outbox is not empty. Rules that keep finished work:
 from __future__ import annotations
 
 import enum
-import hashlib
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -63,6 +62,7 @@ from wire.messages import (
     Receipt,
     State,
     Update,
+    digest_of,
     encode,
     fit_reason,
 )
@@ -202,7 +202,7 @@ class Agent:
             case State():
                 return self._on_state(message, now_ms)
             case Plan():
-                self._plans = {hashlib.sha256(encode(message)).digest(): message}
+                self._plans = {digest_of(encode(message)): message}
                 return self._advance(now_ms)
             case Manifest():
                 return self._on_manifest(message, now_ms)
@@ -411,7 +411,7 @@ class Agent:
 
     def _birth(self) -> Effect:
         effect = self._id.birth(self.durable, self._connection or 0, self._epoch, self._reading.num_examples)
-        self._birth_digest = hashlib.sha256(effect.payload).digest()
+        self._birth_digest = digest_of(effect.payload)
         return effect
 
     def _telemetry(self, now_ms: int) -> list[Effect]:
@@ -429,7 +429,7 @@ class Agent:
 
     @property
     def _outbox_digest(self) -> bytes:
-        return hashlib.sha256(self.durable.outbox).digest() if self.durable.outbox else b""
+        return digest_of(self.durable.outbox) if self.durable.outbox else b""
 
     def _count(self, reason: str) -> None:
         self.refused_count[reason] = self.refused_count.get(reason, 0) + 1

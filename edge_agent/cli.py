@@ -78,7 +78,7 @@ def status(path: Path, as_json: bool) -> None:
 
     try:
         found, running = status_file.read(_load(path).device.state)
-    except status_file.StatusError as error:
+    except (status_file.StatusError, OSError) as error:
         raise click.ClickException(str(error)) from error
     if as_json:
         click.echo(msgspec.json.encode({"running": running, **msgspec.structs.asdict(found)}).decode())

@@ -1,7 +1,7 @@
 """Is this device fit to take part? One check a line, and how to mend what is wrong.
 
 Every check is a function of the config that returns what it found or raises `Wrong` with a sentence; `CHECKS` is the
-list. Nothing is changed, and no check needs another one to be fine.
+list. Nothing is changed but that a state directory which is missing is made, and no check needs another one to be fine.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FREE_BYTES_MIN: Final = 64 << 20
 CLOCK_MIN_S: Final = 1_704_067_200  # 2024-01-01
 CONNECT_S: Final = 8.0
+CHILD_S: Final = 120.0
 _ENGINE: Final = "from engine.models.interpreter import runtime_name; print(runtime_name())"
 _KERNELS: Final = "import time; t = time.monotonic(); from engine.kernels.optimize import all_finite; import numpy; "
 _KERNEL_TIME: Final = "all_finite(numpy.zeros(1, numpy.float32)); print(f'{time.monotonic() - t:.1f}')"
@@ -78,7 +79,11 @@ def _kernels(_config: Config) -> str:
 
 def _in_child(code: str, advice: str) -> str:
     """Run a line of Python elsewhere: this process shall not load NumPy, and a crash shall be a finding."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    command = [sys.executable, "-c", code]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=CHILD_S)
+    except subprocess.TimeoutExpired as error:
+        raise Wrong(f"no answer within {CHILD_S:.0f} s: this machine is too busy or too slow; try again") from error
     if done.returncode != 0:
         complaint = (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
         raise Wrong(f"{complaint}; {advice}")

@@ -86,6 +86,13 @@ def file_path(root: Path, digest: bytes) -> Path:
     return root / "files" / digest.hex()
 
 
+def read_model_file(root: Path, files: tuple[File, ...], name: str) -> bytes | None:
+    """The content of the one of `files` that bears `name`; None when it is not whole on flash, or there is none."""
+    digest = next((file.digest for file in files if file.name == name), b"")
+    data = read_file(file_path(root, digest)) if digest else None
+    return data if data is not None and hashlib.sha256(data).digest() == digest else None
+
+
 def residual_path(root: Path, round_id: int) -> Path:
     """Where the residual that the update of this round leaves is kept."""
     return root / "residual" / str(round_id)

@@ -8,7 +8,6 @@ agent nor a command pays for NumPy and the model runtime, and it dies with whoev
 
 from __future__ import annotations
 
-import hashlib
 import queue
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from edge_agent import child, flash
-from edge_agent.trainer import MODEL_FILE, PARAMS_FILE
+from wire.messages import MODEL_FILE, PARAMS_FILE
 
 
 class PredictionError(Exception):
@@ -84,9 +83,8 @@ def _predict(root: Path, source: Path) -> Prediction:
 
 
 def _content(root: Path, model: flash.Model, name: str) -> bytes:
-    digest = next((file.digest for file in model.files if file.name == name), b"")
-    data = flash.read_file(flash.file_path(root, digest)) if digest else None
-    if data is None or hashlib.sha256(data).digest() != digest:
+    data = flash.read_model_file(root, model.files, name)
+    if data is None:
         raise PredictionError(f"{name} of version {model.version} is not whole on flash: wait for the next round")
     return data
 

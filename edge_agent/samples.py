@@ -22,6 +22,8 @@ import struct
 import zlib
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from edge_agent import flash
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
@@ -153,10 +155,7 @@ def create(path: Path, shape: tuple[int, ...], capacity: int) -> Samples:
         header = _HEADER.pack(_MAGIC, _FORMAT, len(shape), capacity, *dimensions)
         header += zlib.crc32(header).to_bytes(4, "little")
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.new")
-        aside.write_bytes(header.ljust(_HEADER_BYTES, b"\0"))
-        aside.chmod(0o600)
-        aside.replace(path)
+        flash.write_file(path, header.ljust(_HEADER_BYTES, b"\0"))
     samples = Samples(path)
     if samples.shape != shape:
         raise SamplesError(f"{path} keeps windows of shape {samples.shape}, not {shape}: use another state directory")

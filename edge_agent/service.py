@@ -187,6 +187,8 @@ class Service:
         if now >= self._next_status_ms:
             self._show(now)
         if now >= self._next_reading_ms:
+            if not self._link.is_alive():
+                raise ServiceError("the link's thread has ended, which is a fault of ours; starting again mends it")
             return self._reading()
         wake = self._agent.wake_at_ms
         if wake is not None and now >= wake:  # also while messages pour in

@@ -14,7 +14,6 @@ try again. The new residual is on flash before the answer is given: an update ne
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import resource
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,13 +23,11 @@ import msgspec
 from edge_agent import child, flash
 from edge_agent.effects import Job  # noqa: TC001 - msgspec reads the annotation
 from edge_agent.samples import Arrays, SamplesError, is_held_out, read_arrays
+from wire.messages import MODEL_FILE, PARAMS_FILE
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-MODEL_FILE = "model.tflite"
-PARAMS_FILE = "params.f32"
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -210,13 +207,12 @@ def _train_and_keep(task: Task, root: Path) -> Answer:
 
 
 def _content(root: Path, job: Job, name: str) -> bytes:
-    for file in job.files:
-        if file.name == name:
-            data = flash.read_file(flash.file_path(root, file.digest))
-            if data is None or hashlib.sha256(data).digest() != file.digest:
-                raise TrainerError(f"{name} of version {job.base_version} is damaged on flash; it is fetched again")
-            return data
-    raise TrainerError(f"version {job.base_version} has no file {name}: it was published by another program version")
+    if all(file.name != name for file in job.files):
+        raise TrainerError(f"version {job.base_version} has no file {name}: another program version published it")
+    data = flash.read_model_file(root, job.files, name)
+    if data is None:
+        raise TrainerError(f"{name} of version {job.base_version} is damaged on flash; it is fetched again")
+    return data
 
 
 if __name__ == "__main__":

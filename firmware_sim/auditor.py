@@ -32,6 +32,7 @@ INVARIANTS: Final = {
     "store, then say": "epochs, rounds and versions are in the database before anyone hears of them",
     "counted once": "a stored update is counted exactly once by the end, and nothing else is counted",
     "enough": "no round closes with fewer updates than it asked for",
+    "cancelled by wish": "a round ends without a version only when the operator cancelled it, else with one",
     "late, then lighter": "an update weighs its examples, at most the plan's limit, less by the root of its staleness",
     "finished, then counted": "a finished update is counted exactly once, or refused for a fault of the device's own",
     "outbox kept": "an outbox is emptied only after a receipt that names its digest was delivered",
@@ -163,8 +164,14 @@ class Auditor:
     def _check_weights(self) -> None:
         database = self._world.database
         members = collections.Counter(counted.model_version for counted in database.counted.values())
+        cancelled = {row.round_id for row in database.rounds.values() if row.is_cancelled}
+        made = [
+            row.model_version for row in database.rounds.values() if row.status == "closed" and not row.is_cancelled
+        ]
+        if not cancelled <= database.unwanted or sorted(made) != list(range(2, len(database.lineage) + 1)):
+            _fail("cancelled by wish", f"rounds {sorted(cancelled)} made no version, the others {sorted(made)}")
         for row in database.rounds.values():
-            if row.status == "closed" and members[row.model_version] < row.updates_min:
+            if row.status == "closed" and not row.is_cancelled and members[row.model_version] < row.updates_min:
                 _fail("enough", f"round {row.round_id} closed with {members[row.model_version]} of {row.updates_min}")
         for key, counted in database.counted.items():
             update = self._updates[key].update

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from broker.effects import CommitRound
     from wire.messages import Manifest, Plan
 
-CLOSED_READ_MAX: Final = 64
+OPENED_READ_MAX: Final = 64
 
 
 class IntegrityError(ValueError):
@@ -44,17 +44,18 @@ class Database:
         self.fleet = fleet
         self.lineage = [first]
         self.rounds: dict[int, RoundRow] = {}
+        self.unwanted: set[int] = set()  # what the operator cancelled, ended or not
         self.updates: dict[tuple[str, int], UpdateRow] = {}
         self.counted: dict[tuple[str, int], Counted] = {}  # (device_id, round_id) → where
         self._files = files
 
     def snapshot(self) -> Snapshot:
         """What a coordinator must know when it starts."""
-        closed = [row for row in self.rounds.values() if row.status == "closed"][-CLOSED_READ_MAX:]
+        opened = [row for row in self.rounds.values() if row.base_version][-OPENED_READ_MAX:]
         return Snapshot(
             epoch=self.epoch,
             fleet=dict(self.fleet),
-            rounds=(*closed, *(row for row in self.rounds.values() if row.status != "closed")),
+            rounds=(*opened, *self.waiting()),
             last={row.device_id: Last(row.round_id, row.digest) for row in sorted(self.updates.values(), key=_round)},
             pending=tuple(_pending(row) for key, row in self.updates.items() if key not in self.counted),
             manifest=self.lineage[-1].manifest,
@@ -63,6 +64,10 @@ class Database:
     def waiting(self) -> tuple[RoundRow, ...]:
         """The rounds that were requested and not opened."""
         return tuple(row for row in self.rounds.values() if row.status == "waiting")
+
+    def unwanted_rounds(self) -> frozenset[int]:
+        """The rounds that the operator no longer wants, and that have not ended."""
+        return frozenset(key for key in self.unwanted if self.rounds[key].status != "closed")
 
     def request_round(self, plan: Plan, updates_min: int, cohort_max: int, lasts_ms: int) -> int:
         """What `broker round start` does; returns the round's number."""

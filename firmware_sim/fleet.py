@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import resource
 import signal
-import statistics
 import sys
 import time
 from dataclasses import dataclass, field
@@ -287,11 +286,6 @@ def command_of(script: str) -> list[str]:
         return [str(installed)]
     module = {"edge-agent": "edge_agent.cli", "broker": "broker.cli.main"}[script]
     return [sys.executable, "-c", f"from {module} import main; main(prog_name={script!r})"]
-
-
-def median_mb(sizes: list[int]) -> float:
-    """The median in units of 10^6 bytes; 0 of nothing."""
-    return statistics.median(sizes) / 1e6 if sizes else 0.0
 
 
 def _cpu_s() -> float:

@@ -62,8 +62,9 @@ class Station:
         self.handle(FleetRead(dict(self._world.database.fleet)))
 
     def read_rounds(self) -> None:
-        """The operator requested a round in the database."""
-        self.handle(RoundsRead(self._world.database.waiting()))
+        """The operator requested or cancelled a round in the database."""
+        database = self._world.database
+        self.handle(RoundsRead(database.waiting(), database.unwanted_rounds()))
 
     def handle(self, event: Event) -> None:
         """Let the coordinator decide, and perform what it decides."""
@@ -100,6 +101,7 @@ class Station:
             on_down=lambda: self.handle(Disconnected()),
             on_message=lambda topic, payload: self.handle(Received(topic, payload)),
         )
+        self.read_rounds()
         self._arm()
 
     def _stop(self, down_ms: int, *, silent: bool) -> None:

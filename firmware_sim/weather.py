@@ -66,6 +66,7 @@ class Weather(Struct, frozen=True, forbid_unknown_fields=True):
     drift_rate_max: float = 0.0  # a device's clock runs faster or slower by as much
     examples_late_rate: float = 0.0  # devices that begin with no labelled example
     enrol_late_rate: float = 0.0  # devices that are enrolled only later
+    cancel_every_ms: int = 0  # the operator gives up a round that waits or is open
     # an attacker who may publish anywhere, and has no key
     forge_every_ms: int = 0
     replay_every_ms: int = 0  # of true messages, on their own topic

@@ -194,6 +194,7 @@ class World:
             (_per_ms(weather.link_break_every_ms) * (devices + 1), self._break_link),
             (_per_ms(weather.server_restart_every_ms), self._restart_server),
             (_per_ms(weather.coordinator_cut_every_ms), self.station.cut),
+            (_per_ms(weather.cancel_every_ms), self._cancel_any),
             (_per_ms(weather.forge_every_ms), self.attacker.forge),
             (_per_ms(weather.replay_every_ms), self.attacker.replay),
         ]
@@ -212,6 +213,12 @@ class World:
             self.note("weather", "restarts the MQTT server" + ("" if keep else ", which forgets what it retained"))
             self.server.restart(1 + self.random.randrange(self.weather.server_down_ms_max), keep_retained=keep)
 
+    def _cancel_any(self) -> None:
+        living = [row.round_id for row in self.database.rounds.values() if row.status != "closed"]
+        if living:
+            self.tally["cancel"] += 1
+            self.cancel_round(self.random.choice(living))
+
     # The operator
 
     def enrol_late(self) -> None:
@@ -227,6 +234,12 @@ class World:
         self.note("operator", f"requests round {round_id}: {updates_min} updates, cohort {cohort_max or 'of all'}")
         self.station.read_rounds()
         return round_id
+
+    def cancel_round(self, round_id: int) -> None:
+        """Give up a round, whatever has become of it."""
+        self.note("operator", f"cancels round {round_id}, which is {self.database.rounds[round_id].status}")
+        self.database.unwanted.add(round_id)
+        self.station.read_rounds()
 
     def heal(self) -> None:
         """From now on nothing breaks; who is off comes back, but for the devices that are gone for good."""

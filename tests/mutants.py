@@ -215,6 +215,31 @@ MUTANTS = (
         "if False:",
         "takes an update of another version",
     ),
+    # the coordinator: rounds that the operator gives up
+    Mutant(
+        COORDINATOR,
+        "return [StoreRound(row), *told, *self._open_next(now_ms)]",
+        "return [*told, *self._open_next(now_ms)]",
+        "does not store that a round was cancelled",
+    ),
+    Mutant(
+        COORDINATOR,
+        "self._round, self._retry_at_ms = None, None",
+        "self._round, self._retry_at_ms, self._pending = None, None, {}",
+        "drops what is stored of a cancelled round",
+    ),
+    Mutant(
+        COORDINATOR,
+        "return self._end_unwanted(now_ms)",
+        "return []",
+        "forgets a cancellation that came while the sum was under way",
+    ),
+    Mutant(
+        ROUNDS,
+        "in_order(row for row in waiting if row.round_id not in unwanted)",
+        "in_order(waiting)",
+        "opens a round that was withdrawn",
+    ),
     # the coordinator: who is there, and when a round ends
     Mutant(
         COORDINATOR,

@@ -66,9 +66,19 @@ def load_seed(path: Path) -> bytes:
             content = file.read(_FILE_BYTES_MAX)
     except OSError as error:
         raise KeyTextError(f"cannot read the private key {path}: {error.strerror}") from error
-    if mode & 0o077:
+    if mode & _too_open(path):
         raise KeyTextError(f"{path} is a private key that others may read (mode {mode:04o}): run chmod 600 {path}")
     return _from_text(content.decode("ascii", "replace").removesuffix("\n"), _PRIVATE_PREFIX, f"the content of {path}")
+
+
+def _too_open(path: Path) -> int:
+    """The mode bits that a private key may not have.
+
+    systemd 254 and newer gives a unit its credentials by an access list, which shows as r--r-----, in a directory that
+    nobody else may enter: there, and only there, the bit of the group means nothing.
+    """
+    directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    return 0o037 if directory and str(path.absolute().parent) == directory.rstrip("/") else 0o077
 
 
 def load_signer(path: Path) -> Sign:

@@ -264,7 +264,10 @@ class _Connection:
         """Connect, serve until the end; return why it ended and for how many seconds it had been up."""
         try:
             client, sock = self._connect()
-        except (OSError, UnicodeError) as error:
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # ValueError: a certificate that is being renewed, a host that is no name
             sentence = getattr(error, "strerror", None) or str(error)
             return _Ended(f"cannot connect to {self._settings.where}: {sentence}"), 0.0
         selector.register(sock, selectors.EVENT_READ)

@@ -137,6 +137,10 @@ class Receipt(Struct, frozen=True, array_like=True, tag="receipt"):
     reason: Reason = ""
 
 
+MODEL_FILE: Final = "model.tflite"  # of a version's manifest: the frozen base, the same for every version
+PARAMS_FILE: Final = "params.f32"  # and the trainable parameters, little-endian float32: all that a round changes
+
+
 class File(Struct, frozen=True, array_like=True):
     """One content-addressed file of a model version, in chunks of `chunk_bytes` (the last may be shorter)."""
 

@@ -18,7 +18,6 @@ from typing import Final, NamedTuple
 ROOT: Final = "fl/v1"
 ALL: Final = "all"
 RESERVED: Final = (ALL, "coordinator")  # the coordinator's MQTT client id and certificate bear its name
-QOS: Final = 1
 
 UP_KINDS: Final = ("birth", "death", "update", "want", "telemetry")
 DN_KINDS: Final = ("offer", "receipt", "chunk", "label")

@@ -22,7 +22,7 @@ def fleet() -> None:
 @click.argument("key")
 @config_option
 def add(device_id: str, key: str, config_path: Path | None) -> None:
-    """Enrol the device ID with its public KEY (edge-agent init prints it). A running coordinator notices at once.
+    """Enrol the device ID with its public KEY (edge-agent keygen prints it). A running coordinator notices at once.
 
     Exit status: 0 enrolled, 1 refused, 2 wrong usage.
     """

@@ -1,4 +1,4 @@
-"""`broker round`: ask for rounds, and see how they went."""
+"""`broker round`: ask for rounds, give them up, and see how they went."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @click.group("round")
 def round_() -> None:
-    """Ask for rounds, and see how they went."""
+    """Ask for rounds, give them up, and see how they went."""
 
 
 @round_.command("open")
@@ -45,6 +45,23 @@ def open_(config_path: Path | None, count: int, lasts: str | None, **options: An
         with open_store(config, read_only=False) as store:
             ids = ask_for_rounds(config, store, count=count, lasts_ms=lasts_ms, **options)
     click.echo(f"Round {ids[0]} waits." if count == 1 else f"Rounds {ids[0]} to {ids[-1]} wait.")
+
+
+@round_.command("cancel")
+@config_option
+@click.argument("round_id", metavar="ROUND", type=click.IntRange(1))
+def cancel(config_path: Path | None, round_id: int) -> None:
+    """End a round without a new version: a waiting one never opens, an open one closes unless its sum is under way.
+
+    Nothing that devices finished is lost: updates of this round are counted by the next one that closes.
+
+    Exit status: 0 it is or will be cancelled, 1 it has closed or there is none, 2 wrong usage.
+    """
+    from broker.views import ViewError, cancel_round
+
+    with spoken(ViewError), open_store(open_config(config_path), read_only=False) as store:
+        is_over = cancel_round(store, round_id)
+    click.echo(f"Round {round_id} is cancelled" + ("." if is_over else " as soon as broker serve runs."))
 
 
 @round_.command("list")

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 @click.command()
 @config_option
 @click.option("--mqtt", metavar="embedded|URL", help="Another MQTT server than the configured one.")
-@click.option("--port", type=click.IntRange(1, 65_535), help="The embedded MQTT server's port. Default: a free one.")
+@click.option(
+    "--port", type=click.IntRange(1, 65_535), help="The embedded MQTT server's port. Default: the configured one."
+)
 def serve(config_path: Path | None, mqtt: str | None, port: int | None) -> None:
     """Coordinate: open the rounds that wait, take updates, make model versions. Prints its log.
 

@@ -159,6 +159,30 @@ def test_a_round_that_cannot_be_is_refused(home: Path, options: list[str], sente
     assert "No round yet" in good("round", "list", "--config", home)
 
 
+def test_a_round_is_cancelled_by_a_wish_that_waits_for_the_coordinator(home: Path) -> None:
+    good("round", "open", "--count", 2, "--min-devices", 9, "--config", home)
+    with Store(home / "broker.db") as store:
+        store.apply(StoreRound(row(1, status="open", base_version=1)))
+        assert good("round", "cancel", 1, "--config", home) == "Round 1 is cancelled as soon as broker serve runs.\n"
+        assert "is cancelled as soon as" in good("round", "cancel", 2, "--config", home)
+        assert store.unwanted_rounds() == {1, 2}
+        listed = json.loads(good("round", "list", "--json", "--config", home))
+        assert [each["status"] for each in listed] == ["cancelling", "cancelling"]
+        store.apply(StoreRound(row(1, status="closed", base_version=1, model_version=1)))
+    listed = json.loads(good("round", "list", "--json", "--config", home))
+    assert [(each["status"], each["model_version"]) for each in listed] == [("cancelled", 0), ("cancelling", 0)]
+    assert "cancelled" in good("round", "list", "--config", home)
+    assert good("round", "cancel", 1, "--config", home) == "Round 1 is cancelled.\n"
+
+
+def test_a_round_that_made_a_version_or_never_was_cannot_be_cancelled(lived: Path) -> None:
+    assert "round 1 has closed already: it made version 2" in refused("round", "cancel", 1, "--config", lived)
+    assert "there is no round 9: see broker round list" in refused("round", "cancel", 9, "--config", lived)
+    refused("round", "cancel", 0, "--config", lived, status=2)
+    with Store(lived / "broker.db") as store:
+        assert [each.is_cancelled for each in store.rounds()] == [False]
+
+
 def test_the_plan_is_shown_with_its_digest(home: Path) -> None:
     plan = json.loads(good("plan", "show", "--json", "--config", home))
     assert (plan["train"], plan["keep_count"], len(plan["digest"])) == ("last-2", 178, 64)
@@ -233,8 +257,8 @@ def test_serve_refuses_a_configuration_that_cannot_work(home: Path, change: tupl
 
 
 COMMANDS = [
-    "init", "serve", "fleet add", "fleet remove", "fleet list", "round open", "round list", "plan show", "model list",
-    "model show", "model export", "report",
+    "init", "serve", "fleet add", "fleet remove", "fleet list", "round open", "round cancel", "round list", "plan show",
+    "model list", "model show", "model export", "report",
 ]  # fmt: skip
 
 

@@ -506,6 +506,143 @@ def test_a_round_may_close_while_the_link_is_away_and_the_next_opens_when_it_is_
     assert "StoreRound" in kinds(machine.handle(Connected(), AFTER))
 
 
+# Rounds that the operator gives up
+
+
+def cancel(machine: Coordinator, *round_ids: int, now_ms: int = AFTER) -> list[Effect]:
+    return machine.handle(RoundsRead((), frozenset(round_ids)), now_ms)
+
+
+def stored_rounds(effects: list[Effect]) -> list[tuple[int, str, int, int]]:
+    rows = [effect.row for effect in effects if isinstance(effect, StoreRound)]
+    return [(each.round_id, each.status, each.base_version, each.model_version) for each in rows]
+
+
+def test_a_cancelled_round_is_stored_as_closed_without_a_version_before_anyone_hears_of_it():
+    machine = coordinator()
+    open_round(machine, "cabin", "dune", updates_min=3)
+    effects = cancel(machine, 1)
+    assert kinds(effects) == ["StoreRound", "Publish"]
+    assert stored_rounds(effects) == [(1, "closed", 1, 1)]
+    assert effects[0].row.is_cancelled
+    assert [message for _, message in said(effects)] == [State(1, True, 0, 1)]
+    assert machine.wake_at_ms is None
+    assert cancel(machine, 1) == []
+
+
+def test_a_cancelled_round_makes_room_for_the_next_one_at_once():
+    machine = coordinator()
+    open_round(machine, "cabin", updates_min=3)
+    machine.handle(RoundsRead((row(2),)), AFTER)
+    effects = cancel(machine, 1)
+    assert stored_rounds(effects) == [(1, "closed", 1, 1), (2, "open", 1, 0)]
+    assert offered(effects) == ["cabin"]
+    assert said(effects)[-1][1].round_id == 2
+
+
+def test_what_is_stored_of_a_cancelled_round_is_kept_and_counted_by_the_next_as_is_what_comes_late():
+    machine = coordinator()
+    open_round(machine, "cabin", "dune", updates_min=3)
+    hear(machine, "cabin", fleet.update())
+    assert "Aggregate" not in kinds(cancel(machine, 1))
+    assert machine.pending_count == 1
+    late = hear(machine, "dune", fleet.update())
+    assert kinds(late) == ["StoreUpdate", "Publish"]
+    assert receipt_of(late).verdict == "accepted"
+    assert receipt_of(hear(machine, "dune", fleet.update())).verdict == "duplicate"
+    machine.handle(RoundsRead((row(2, updates_min=3),)), AFTER)
+    hear(machine, "dune", fleet.death())
+    effects = hear(machine, "cabin", fleet.update(2))
+    expected = [("cabin", 1, 40), ("cabin", 2, 40), ("dune", 1, 40)]
+    assert [(m.device_id, m.round_id, m.weight) for m in effects[-1].members] == expected
+    commit = machine.handle(Aggregated(2, params(1, 0, 0, 0), None, None), AFTER)[0]
+    assert (commit.row.model_version, machine.pending_count) == (2, 0)
+
+
+def test_a_waiting_round_is_withdrawn_and_never_opened():
+    machine = coordinator(rounds=(row(1), row(2), row(3)))
+    effects = machine.handle(RoundsRead((row(1), row(2), row(3)), frozenset({1, 3})), 0)
+    assert stored_rounds(effects) == [(1, "closed", 0, 0), (3, "closed", 0, 0)]
+    assert all(effect.row.is_cancelled for effect in effects)
+    assert stored_rounds(machine.handle(Connected(), 0)) == [(2, "open", 1, 0)]
+    assert stored_rounds(cancel(machine, 2)) == [(2, "closed", 1, 1)]
+    assert machine.handle(RoundsRead((row(4),)), AFTER)[0] == StoreRound(row(4, status="open", base_version=1))
+
+
+def test_a_round_that_was_asked_for_and_cancelled_between_two_looks_is_withdrawn_unopened():
+    machine = coordinator()
+    machine.handle(Connected(), 0)
+    effects = machine.handle(RoundsRead((row(1), row(2)), frozenset({1})), 1)
+    assert stored_rounds(effects) == [(1, "closed", 0, 0), (2, "open", 1, 0)]
+
+
+def test_a_wish_that_comes_while_the_sum_is_under_way_is_moot_when_there_is_a_version():
+    machine = coordinator()
+    open_round(machine, "cabin")
+    hear(machine, "cabin", fleet.update())
+    assert cancel(machine, 1) == []
+    effects = machine.handle(Aggregated(1, params(1, 0, 0, 0), None, None), AFTER)
+    assert kinds(effects) == ["CommitRound", "Publish", "Publish"]
+    assert not effects[0].row.is_cancelled
+    assert cancel(machine, 1) == []
+
+
+def test_a_wish_that_comes_while_the_sum_is_under_way_is_carried_out_when_that_fails():
+    machine = coordinator()
+    open_round(machine, "cabin")
+    machine.handle(RoundsRead((row(2, updates_min=2),)), AFTER)
+    hear(machine, "cabin", fleet.update())
+    cancel(machine, 1)
+    effects = machine.handle(AggregateFailed(1, "no"), AFTER)
+    assert stored_rounds(effects) == [(1, "closed", 1, 1), (2, "open", 1, 0)]
+    assert machine.wake_at_ms == AFTER + 60_000
+    assert "Aggregate" in kinds(hear(machine, "cabin", fleet.update(2)))
+
+
+def test_a_round_whose_sum_failed_is_cancelled_in_the_pause_and_the_next_does_not_inherit_it():
+    machine = coordinator()
+    open_round(machine, "cabin")
+    hear(machine, "cabin", fleet.update())
+    machine.handle(AggregateFailed(1, "no"), AFTER)
+    assert stored_rounds(cancel(machine, 1)) == [(1, "closed", 1, 1)]
+    assert machine.wake_at_ms is None
+    machine.handle(RoundsRead((row(2),)), AFTER)
+    assert "Aggregate" in kinds(hear(machine, "cabin", fleet.update(2)))
+
+
+def test_without_a_link_a_cancelled_round_is_stored_and_nothing_is_said_until_there_is_one():
+    machine = coordinator()
+    open_round(machine, "cabin", updates_min=3)
+    machine.handle(RoundsRead((row(2),)), AFTER)
+    machine.handle(Disconnected(), AFTER)
+    effects = cancel(machine, 1)
+    assert kinds(effects) == ["StoreRound"]
+    again = machine.handle(Connected(), AFTER)
+    assert stored_rounds(again) == [(2, "open", 1, 0)]
+    assert [message.round_id for _, message in said(again) if isinstance(message, State)] == [0, 2]
+
+
+def test_a_crash_before_the_end_of_a_cancelled_round_is_stored_leaves_it_to_the_next_run():
+    """The wish is still in the store, and the shell says it again before there is a link."""
+    waits, opened = Pending("cabin", 1, 1, 40), row(1, status="open", base_version=1, updates_min=3)
+    reported = {"cabin": Last(1, b"x" * 32)}
+    machine = coordinator(rounds=(opened,), last=reported, pending=(waits,))
+    assert stored_rounds(cancel(machine, 1, now_ms=0)) == [(1, "closed", 1, 1)]
+    assert machine.pending_count == 1
+    assert stored_rounds(machine.handle(Connected(), 0)) == []
+
+
+def test_a_crash_after_the_end_of_a_cancelled_round_is_stored_loses_nothing_of_it():
+    waits, over = Pending("cabin", 1, 1, 40), row(1, status="closed", base_version=1, model_version=1)
+    machine = coordinator(rounds=(over, row(2)), last={"cabin": Last(1, b"x" * 32)}, pending=(waits,))
+    assert cancel(machine, 1, now_ms=0) == []
+    assert stored_rounds(machine.handle(Connected(), 0)) == [(2, "open", 1, 0)]
+    effects = hear(machine, "dune", fleet.update())
+    assert receipt_of(effects).verdict == "accepted"
+    (work,) = [effect for effect in effects if isinstance(effect, Aggregate)]
+    assert [(m.device_id, m.round_id) for m in work.members] == [("cabin", 1), ("dune", 1)]
+
+
 # Files and telemetry
 
 
@@ -553,6 +690,7 @@ def _random_event(chance: random.Random, machine: Coordinator, round_id: int) ->
         Connected(),
         Disconnected(),
         RoundsRead((row(round_id, updates_min=chance.randrange(1, 4), lasts_ms=chance.choice((1, 50, 60_000))),)),
+        RoundsRead((), frozenset({round_id})),
         FleetRead({name: KEY[name] for name in chance.sample(DEVICES, chance.randrange(1, 4))}),
         AggregateFailed(round_id, "no"),
         *(Received(*sealed(device, word)) for word in words.values() for _ in range(3)),

@@ -130,6 +130,38 @@ def test_what_the_operator_asks_for_is_noticed_in_the_store(rig: Rig) -> None:
     assert rig.link.heard(Receipt)[-1].verdict == "unknown"
 
 
+def test_a_round_that_the_operator_gives_up_ends_and_its_updates_are_counted_by_the_next(rig: Rig) -> None:
+    open_round(rig, "cabin", updates_min=3)
+    rig.turn(rig.say("cabin", Update(1, 1, 40, 0, 0, payload(rig))))
+    with Store(rig.store.path) as operator:
+        operator.cancel_round(1)
+    rig.turn()
+    assert rig.said[-1] == "event=round-cancelled round=1"
+    assert [each.is_cancelled for each in rig.store.rounds()] == [True]
+    open_round(rig, "cabin")
+    rig.turn(rig.say("cabin", Update(2, 1, 40, 0, 0, payload(rig))))
+    assert [update.counted_in for update in rig.store.updates()] == [2, 2]
+
+
+def test_a_wish_from_before_the_start_is_carried_out_before_there_is_a_link(directory: Path) -> None:
+    with Store(directory / "broker.db") as operator:
+        operator.request_rounds(fleet.PLAN, 2, 1, 0, 1000)
+        operator.apply(StoreRound(fleet.row(1, status="open", base_version=1)))
+        operator.cancel_round(1)
+        operator.cancel_round(2)
+    rig = Rig(directory)
+    started: list[str] = []
+
+    def start() -> None:
+        started.extend(rig.said)
+        rig.service._stopping = True
+
+    rig.link.start = start  # type: ignore[method-assign]
+    rig.service.run(rig.link)
+    assert started == ["event=round-cancelled round=2", "event=round-cancelled round=1"]
+    assert [each.is_cancelled for each in rig.store.rounds()] == [True, True]
+
+
 def test_a_round_becomes_a_version_and_its_cost_is_kept(rig: Rig) -> None:
     open_round(rig, "cabin")
     rig.link.bytes_down += 700

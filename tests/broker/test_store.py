@@ -235,16 +235,57 @@ def test_devices_come_change_their_key_and_go(path: Path) -> None:
         assert store.snapshot().pending == (Pending("cabin", 1, 1, 40),)
 
 
-def test_only_the_newest_closed_rounds_are_read_and_every_other(path: Path) -> None:
+def test_only_the_newest_opened_rounds_are_read_and_all_that_wait(path: Path) -> None:
     store = Store(path)
     with store.transaction():
         for round_id in range(1, 71):
+            store.apply(StoreRound(row(round_id, status="closed", base_version=round_id, model_version=round_id + 1)))
+        for round_id in range(71, 171):  # withdrawn: nobody was ever invited to them
             store.apply(StoreRound(row(round_id, status="closed")))
-    store.apply(StoreRound(row(71, status="open")))
-    store.apply(StoreRound(row(72)))
+    store.apply(StoreRound(row(171, status="open", base_version=71)))
+    store.apply(StoreRound(row(172)))
     ids = [each.round_id for each in store.snapshot().rounds]
-    assert ids == [*range(7, 73)]
-    assert len(store.rounds()) == 72
+    assert ids == [*range(8, 71), 171, 172]
+    assert len(store.rounds()) == 172
+
+
+def test_a_wish_to_cancel_stays_until_the_round_has_ended(path: Path) -> None:
+    serving, command = Store(path), Store(path)
+    command.request_rounds(PLAN, 3, 1, 0, 1000)
+    open_round(serving)
+    before = serving.change_counter()
+    for round_id in (1, 3, 99):
+        command.cancel_round(round_id)
+    assert serving.change_counter() != before
+    assert serving.unwanted_rounds() == {1, 3}
+    assert [each.round_id for each in serving.waiting_rounds()] == [2, 3]  # the coordinator withdraws it
+    assert Store(path, read_only=True).unwanted_rounds() == {1, 3}
+    serving.apply(StoreUpdate(update_row()))
+    serving.apply(StoreRound(row(1, status="closed", base_version=1, model_version=1)))
+    assert serving.unwanted_rounds() == {3}
+    serving.apply(StoreRound(row(3, status="closed")))
+    assert serving.unwanted_rounds() == frozenset()
+    assert [each.is_cancelled for each in serving.rounds()] == [True, False, True]
+    assert Store(path).snapshot().pending == (Pending("cabin", 1, 1, 40),)
+    open_round(serving, 2)
+    serving.apply(commit(2, 2, member()))
+    assert [update.counted_in for update in serving.updates()] == [2]
+
+
+def test_a_store_from_before_rounds_could_be_cancelled_is_brought_forward(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "old.db"
+    with monkeypatch.context() as old:
+        steps = stores.migrations.steps()
+        old.setattr(stores.migrations, "steps", lambda: steps[:1])
+        with Store(path) as store:
+            store.apply(StoreRound(row(1, status="open", base_version=1)))
+    with Store(path) as store:
+        assert store.unwanted_rounds() == frozenset()
+        store.cancel_round(1)
+        assert store.unwanted_rounds() == {1}
+        assert store.rounds() == [row(1, status="open", base_version=1)]
 
 
 def test_the_field_score_is_pooled_over_the_devices_that_reported_on_a_version(path: Path) -> None:

@@ -175,6 +175,24 @@ def test_the_doctor_tells_a_clock_of_1970_and_a_limit_that_nothing_measures(path
     assert budget.startswith("wrong budget: this host cannot tell what mains_only limits")
 
 
+def test_a_check_that_takes_for_ever_is_a_finding(monkeypatch):
+    from edge_agent import doctor
+
+    monkeypatch.setattr(doctor, "CHILD_S", 0.1)
+    with pytest.raises(doctor.Wrong, match="no answer within 0 s"):
+        doctor._in_child("import time; time.sleep(30)", "")
+
+
+def test_a_status_that_may_not_be_read_is_one_line(path, device, monkeypatch):
+    def refuse(_path):
+        raise PermissionError(13, "Permission denied", str(device.device.state / "status.json"))
+
+    monkeypatch.setattr(flash, "read_file", refuse)
+    output = run("status", "--config", path, code=1)
+    assert "Permission denied" in output
+    assert output.count("\n") == 1
+
+
 def test_a_config_mistake_is_one_line_of_any_command(tmp_path):
     (tmp_path / "c.toml").write_text("[devise]\n")
     for command in (["run"], ["status"], ["doctor"], ["samples", "count"]):

@@ -73,6 +73,15 @@ def test_a_flood_of_messages_is_bounded_and_counted(shell):
     assert shell._look().refused == {"too-many": 50}
 
 
+def test_a_link_whose_thread_died_ends_the_agent_instead_of_silence(shell, monkeypatch):
+    monkeypatch.setattr(shell._link, "is_alive", lambda: False)
+    shell._next_reading_ms = 0
+    with pytest.raises(service.ServiceError, match="starting again mends it"):
+        shell._next()
+    monkeypatch.setattr(shell._link, "is_alive", lambda: True)
+    assert isinstance(shell._next(), Reading)
+
+
 def test_a_due_tick_comes_before_what_waits_in_the_inbox(shell, monkeypatch):
     shell._post(Arrived("t", b"p", retain=False))
     shell._next_reading_ms = 10**9

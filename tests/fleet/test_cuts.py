@@ -36,6 +36,26 @@ def test_a_life_that_is_cut_at_any_effect_keeps_every_promise(actor, fate):
     assert happened == calm_life().effect_count[actor], "a cut that was scripted did not happen"
 
 
+@pytest.mark.parametrize("fate", ["cut before", "cut after"])
+def test_a_life_with_a_cancelled_round_that_is_cut_at_any_effect_keeps_every_promise(fate):
+    worlds = []
+
+    def cancel_two(world):
+        worlds.append(world)
+        world.at(5_000, world.cancel_round, 3)  # it waits
+        world.at(6_600, world.cancel_round, 1)  # one device has reported, the other is about to
+
+    life = storm.run(SEED, CALM, devices=2, rounds=4, prepare=cancel_two)
+    assert not life.broken, storm.tell(life)
+    database = worlds[0].database
+    assert [row.round_id for row in database.rounds.values() if row.is_cancelled] == [1, 3]
+    assert len([round_id for _, round_id in database.counted if round_id == 1]) == 2
+    for effect in range(life.effect_count["coordinator"]):
+        cut = Cut("coordinator", effect, fate)
+        verdict = storm.run(SEED, CALM, devices=2, rounds=4, cut=cut, prepare=cancel_two)
+        assert not verdict.broken, f"{fate} effect {effect}\n{storm.tell(verdict)}"
+
+
 @pytest.mark.parametrize("fate", ["cut before", "exit after"])
 def test_a_life_with_a_refused_update_that_is_cut_at_any_effect_keeps_every_promise(fate):
     def break_one(world):

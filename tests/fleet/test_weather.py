@@ -68,6 +68,42 @@ def test_a_cohort_whose_members_are_gone_for_good_is_drawn_again():
     assert world.run(30 * MINUTE_MS, until=lambda: len(world.database.lineage) == 2)
 
 
+def test_a_round_that_can_never_close_is_cancelled_and_what_was_done_for_it_is_counted_by_the_next():
+    world = World(3, CALM, devices=3)
+    for updates_min in (9, 3, 4):
+        world.request_round(updates_min, lasts_ms=5 * MINUTE_MS)
+    world.run(60 * MINUTE_MS)
+    assert len(world.database.updates) == 3
+    assert len(world.database.lineage) == 1
+    world.cancel_round(2)
+    world.cancel_round(1)
+    assert world.run(world.now_ms + MINUTE_MS, until=lambda: len(world.database.lineage) == 2)
+    assert [row.is_cancelled for row in world.database.rounds.values()] == [True, True, False]
+    assert {round_id for _, round_id in world.database.counted} == {1, 3}
+    world.auditor.check_end()
+
+
+def test_a_round_whose_sum_always_fails_is_cancelled_although_it_is_always_under_way():
+    world = World(9, Weather(aggregate_fails_rate=1.0, aggregate_ms_max=600_000), devices=3)
+    world.request_round(updates_min=3)
+    assert world.run(60 * MINUTE_MS, until=lambda: len(world.database.updates) == 3)
+    world.run(world.now_ms + MINUTE_MS)
+    world.cancel_round(1)
+    assert world.database.rounds[1].status == "open", "choose another seed: the sum was not under way"
+    world.run(world.now_ms + 30 * MINUTE_MS)
+    assert world.database.rounds[1].is_cancelled
+
+
+def test_a_round_that_is_cancelled_while_nobody_coordinates_ends_at_the_next_start():
+    world = World(3, Weather(coordinator_down_ms_max=10 * MINUTE_MS), devices=3)
+    world.request_round(updates_min=9)
+    world.run(MINUTE_MS)
+    world.station.cut()
+    world.cancel_round(1)
+    assert world.station.coordinator is None
+    assert world.run(11 * MINUTE_MS, until=lambda: world.database.rounds[1].is_cancelled)
+
+
 def test_a_fleet_without_a_coordinator_keeps_its_updates_and_does_not_shout():
     """A day without a coordinator: the pause between two tries grows to a quarter of an hour."""
     world = World(6, CALM, devices=3)

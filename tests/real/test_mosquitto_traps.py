@@ -144,6 +144,8 @@ class Authority:
         self.file = directory / f"{name}.crt"
         own = self._builder(self.name, self.key).add_extension(x509.BasicConstraints(True, None), critical=True)
         usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
+        # Python 3.13 asks for both key identifiers (RFC 5280, sections 4.2.1.1 and 4.2.1.2)
+        own = own.add_extension(x509.SubjectKeyIdentifier.from_public_key(self.key.public_key()), critical=False)
         signed = own.add_extension(usage, critical=True).sign(self.key, hashes.SHA256())
         self.file.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
 
@@ -163,7 +165,9 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)])
         address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-        certificate = self._builder(subject, key).add_extension(address, critical=False).sign(self.key, hashes.SHA256())
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
+        builder = self._builder(subject, key).add_extension(address, critical=False)
+        certificate = builder.add_extension(issuer, critical=False).sign(self.key, hashes.SHA256())
         cert_file = self.directory / f"{file_name or common_name}.crt"
         key_file = self.directory / f"{file_name or common_name}.key"
         cert_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))

@@ -102,6 +102,30 @@ def test_a_key_that_others_may_read_is_refused_with_the_remedy(tmp_path: Path, m
         keys.load_signer(path)
 
 
+@pytest.mark.parametrize("mode", [0o400, 0o440, 0o600])
+def test_a_key_that_systemd_hands_over_by_an_access_list_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    path = tmp_path / "device.key"
+    keys.save_private(path, bytes(32))
+    path.chmod(mode)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert keys.load_seed(path) == bytes(32)
+
+
+@pytest.mark.parametrize(("place", "mode"), [(".", 0o444), (".", 0o460), (".", 0o404), ("below", 0o440)])
+def test_beside_the_credentials_of_systemd_a_key_is_as_private_as_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, mode: int
+) -> None:
+    (tmp_path / "below").mkdir()
+    path = tmp_path / place / "device.key"
+    keys.save_private(path, bytes(32))
+    path.chmod(mode)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    with pytest.raises(keys.KeyTextError, match="chmod 600"):
+        keys.load_seed(path)
+
+
 def test_a_missing_or_a_damaged_key_file_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(keys.KeyTextError, match="No such file"):
         keys.load_signer(tmp_path / "none")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import queue
 import random
 from typing import TYPE_CHECKING
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from wire import limits
-from wire.link import Link, Server, parse_url, pause_ms
+from wire.link import Link, LinkDown, LinkEvent, Server, parse_url, pause_ms
 from wire.waiting import Outgoing, Waiting
 
 if TYPE_CHECKING:
@@ -74,6 +79,28 @@ def test_settings_that_cannot_work_are_the_callers_error(tmp_path: Path) -> None
     (tmp_path / "junk.pem").write_text("junk")
     with pytest.raises(ValueError, match=r"junk\.pem"):
         make("mqtts://barn", ca_file=tmp_path / "junk.pem")
+
+
+def certificate_of_an_authority() -> bytes:
+    key, now = ec.generate_private_key(ec.SECP256R1()), dt.datetime.now(dt.UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "authority")])
+    unsigned = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    unsigned = unsigned.not_valid_before(now).not_valid_after(now + dt.timedelta(hours=1))
+    return unsigned.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def test_a_certificate_that_goes_away_later_is_a_reason_and_not_the_end_of_the_thread(tmp_path: Path) -> None:
+    ca_file = tmp_path / "ca.pem"
+    ca_file.write_bytes(certificate_of_an_authority())
+    events: queue.SimpleQueue[LinkEvent] = queue.SimpleQueue()
+    link = make("mqtts://127.0.0.1:9", ca_file=ca_file, post=events.put)
+    ca_file.unlink()
+    link.start()
+    down = events.get(timeout=5)
+    assert isinstance(down, LinkDown)
+    assert "ca.pem" in down.reason
+    assert link.is_alive()
+    link.stop()
 
 
 def test_pauses_double_are_spread_fully_and_end_at_the_ceiling() -> None:
