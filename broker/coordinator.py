@@ -50,6 +50,7 @@ from broker.sessions import Sessions
 from wire import chunks, envelope, topics
 from wire.limits import WANT_CHUNKS_MAX
 from wire.messages import (
+    PARAMS_FILE,
     Birth,
     Death,
     Manifest,
@@ -73,7 +74,6 @@ SETTLE_MS: Final = 5_000  # after a new epoch, how long births may take before a
 RETRY_MS: Final = 10_000
 ROUNDS_REMEMBERED: Final = 64  # an update of an older round is stale
 STRANGERS_MAX: Final = 1_000  # unknown device ids that are answered, once each, in one run
-PARAMS_FILE: Final = "params.f32"
 
 
 class Identity(msgspec.Struct, frozen=True):

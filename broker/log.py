@@ -1,4 +1,4 @@
-"""The coordinator's log: one line of key=value for each thing that happened, for people and for scripts.
+"""The coordinator's log: one line for each thing that happened. Its form is `wire.log_line`.
 
 Lines stand among the effects that they tell of, and are said when their turn comes: an update is only called
 accepted once it is on disk.
@@ -6,22 +6,19 @@ accepted once it is on disk.
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING, TypeAlias
 
 from broker.effects import Effect, Event, Publish, Received, SendChunk, StoreSeen, StoreUpdate
 from wire import envelope
+from wire.log_line import line
 from wire.messages import Receipt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+__all__ = ["Told", "line", "new_reason", "tell"]
+
 Told: TypeAlias = Effect | str
-
-
-def line(event: str, **fields: object) -> str:
-    """One line; a value with spaces or quotes is quoted as a shell would."""
-    return " ".join([f"event={event}", *(f"{key}={shlex.quote(str(value))}" for key, value in fields.items())])
 
 
 def new_reason(before: Mapping[str, int], after: Mapping[str, int]) -> str | None:

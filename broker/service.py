@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from wire.messages import Manifest
 
 POLL_S: Final = 0.5  # how soon the operator's wishes are seen
+INBOX_MAX: Final = 8_192  # messages that wait; more are dropped before anything is done for them
 EVENTS_MAX: Final = 64  # handled together, so that a burst of updates shares its disk flushes
 LINK_QUEUE_COUNT_MAX: Final = 65_536  # a round's offers to a large fleet leave at once
 LINK_QUEUE_BYTES_MAX: Final = 64 << 20
@@ -117,8 +118,9 @@ class Service:
         self._started = (time.monotonic(), 0, 0)  # of the open round: seconds, and the link's bytes up and down
 
     def post(self, event: LinkEvent) -> None:
-        """Hand over what the link has to say; from its own thread."""
-        self._inbox.put(event)
+        """Hand over what the link has to say; from its own thread. A flood is cut: who hears nothing asks again."""
+        if not isinstance(event, Arrived) or self._inbox.qsize() < INBOX_MAX:
+            self._inbox.put(event)
 
     def run(self, link: Link, server: Server | None = None) -> None:
         """Serve until a signal says stop, then say goodbye."""
@@ -177,7 +179,7 @@ class Service:
         if not self._link.is_alive():
             raise ServiceError("the link's thread has ended, which is a fault of ours")
         if server is not None and not _runs(server):
-            server.restart()
+            _restart(server)
             self._say(line("mqtt-server", url=server.url, name=server.name, server_pid=server.pid))
         counter = self._store.change_counter()
         if counter == self._store_counter:
@@ -322,6 +324,15 @@ def _runs(server: Server) -> bool:
         return server.pid > 0
     except MqttServerError:
         return False
+
+
+def _restart(server: Server) -> None:
+    from broker.mqtt_server import MqttServerError
+
+    try:
+        server.restart()
+    except MqttServerError as error:
+        raise ServiceError(f"the MQTT server ended and cannot be started again: {error}") from error
 
 
 def _embedded(config: Config) -> Server:

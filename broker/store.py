@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 import msgspec
 
 from broker import migrations
-from broker.coordinator import PARAMS_FILE
 from broker.effects import (
     CommitRound,
     Last,
@@ -34,7 +33,7 @@ from broker.effects import (
     UpdateRow,
 )
 from broker.rows import Cost, SeenRow, StoredUpdate, VersionRow
-from wire.messages import Manifest, Plan, decode, encode
+from wire.messages import PARAMS_FILE, Manifest, Plan, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

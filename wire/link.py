@@ -400,6 +400,8 @@ class _Connection:
             arrived = Arrived(message.topic, bytes(message.payload), bool(message.retain))
         except UnicodeDecodeError:
             return  # a topic that is not UTF-8 is none of ours
+        if len(arrived.payload) > limits.PAYLOAD_BYTES_MAX:
+            return  # counted nowhere, kept nowhere: no message of the contract is so large
         self._traffic.bytes_down += _publish_bytes(arrived.topic, arrived.payload)
         self._traffic.bytes_up += 4 if message.qos else 0
         if self._up_since is None:

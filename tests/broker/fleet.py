@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from broker.coordinator import PARAMS_FILE, Coordinator, Identity
+from broker.coordinator import Coordinator, Identity
 from broker.effects import Effect, Publish, RoundRow, Snapshot
 from wire import chunks, envelope, keys, topics
-from wire.messages import Birth, Death, Manifest, Message, Plan, Update
+from wire.messages import PARAMS_FILE, Birth, Death, Manifest, Message, Plan, Update
 
 if TYPE_CHECKING:
     from collections.abc import Callable

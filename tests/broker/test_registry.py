@@ -10,14 +10,13 @@ import pytest
 
 from broker import evaluate, registry
 from broker.admission import admit
-from broker.coordinator import PARAMS_FILE
 from broker.evaluate import EvaluateError
 from engine.codec import sparse
 from engine.models import tflite
 from engine.models.graph import ModelError
 from engine.models.plan import head_of, params_of, reset_params
 from tests.broker.fleet import PLAN
-from wire.messages import digest_of, encode
+from wire.messages import PARAMS_FILE, digest_of, encode
 
 MODEL = (Path(__file__).parents[2] / "firmware_sim/models/digits.tflite").read_bytes()
 

@@ -236,18 +236,18 @@ def test_a_message_that_we_fail_at_is_dropped_and_the_loop_goes_on(rig: Rig, mon
 def test_what_was_refused_is_said_with_its_reason(rig: Rig) -> None:
     open_round(rig, "cabin")
     rig.turn(rig.say("cabin", Update(1, 1, 40, 0, 0, b"junk")))
-    assert rig.said[-1].startswith("event=refused reason=refused device=cabin why='The update does not start")
+    assert rig.said[-1].startswith('event=refused reason="refused" device=cabin why="The update does not start')
     rig.turn(rig.say("cabin", Update(1, 1, 40, 0, 0, payload(rig)), sign="dune"))
-    assert rig.said[-1].startswith("event=refused reason=signature device=cabin")
+    assert rig.said[-1].startswith('event=refused reason="signature" device=cabin')
     rig.turn(rig.say("stranger", fleet.birth()))
-    assert rig.said[-1].startswith("event=refused reason=unknown device=stranger")
+    assert rig.said[-1].startswith('event=refused reason="unknown" device=stranger')
 
 
 def test_a_lost_link_is_said_with_its_reason_and_changes_nothing_on_disk(rig: Rig) -> None:
     open_round(rig, "cabin")
     before = rig.store.snapshot()
     rig.turn(LinkDown("the cable is out"))
-    assert rig.said[-1] == "event=link-down reason='the cable is out'"
+    assert rig.said[-1] == 'event=link-down reason="the cable is out"'
     assert rig.store.snapshot() == before
 
 
@@ -296,7 +296,7 @@ def test_stores_move_ahead_only_within_a_piece() -> None:
 
 
 def test_a_line_of_the_log_can_be_split_again() -> None:
-    assert line("x", a=1, b="two words", c="it's") == "event=x a=1 b='two words' c='it'\"'\"'s'"
+    assert line("x", a=1, b="two words", c="it's") == 'event=x a=1 b="two words" c="it\'s"'
 
 
 def test_only_one_serves_a_store(directory: Path) -> None:

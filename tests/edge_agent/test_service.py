@@ -23,7 +23,6 @@ from edge_agent.effects import (
     Trained,
     TrainingFailed,
 )
-from edge_agent.log import line
 from edge_agent.samples import create
 from tests.edge_agent.stage import PLAN, manifest
 from wire import keys
@@ -216,12 +215,6 @@ def test_the_status_is_written_when_it_says_something_new_and_only_then(shell, s
     path.unlink()
     with pytest.raises(status.StatusError, match="edge-agent run"):
         status.read(settings.device.state)
-
-
-def test_a_log_line_stays_one_line_and_sentences_stand_in_quotes():
-    assert line("x", a=1, b=1.5, c="word-1", d="two words") == 'event=x a=1 b=1.500 c=word-1 d="two words"'
-    assert line("x", reason="stale", note='a\n"b"') == 'event=x reason="stale" note="a\\n\\"b\\""'
-    assert line("x", empty="") == 'event=x empty=""'
 
 
 def test_a_story_is_bounded_and_can_be_read_back(tmp_path):
