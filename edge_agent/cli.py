@@ -104,8 +104,11 @@ def add(source: Path, path: Path, as_json: bool) -> None:
     import json
 
     from edge_agent.samples import SamplesError
-    from edge_agent.sources import files
 
+    try:
+        from edge_agent.sources import files
+    except ImportError as error:
+        raise click.ClickException(f"{error}: install it with pip install 'hedgerow[agent]'") from error
     config = _load(path)
     try:
         added = files.add_npz(source, config.samples_path, config.samples.capacity)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from broker.cli.opening import run_command
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -113,6 +115,11 @@ def sim(*, seeds: int, first_seed: int, scenario: str) -> None:
     from firmware_sim import storm
 
     sys.exit({"storm": storm.main}[scenario](first_seed, seeds))
+
+
+def run() -> None:
+    """The console script."""
+    run_command(main, "sim")
 
 
 def _run(

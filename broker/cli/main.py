@@ -8,6 +8,7 @@ import click
 from broker.cli.fleet import fleet
 from broker.cli.init import init
 from broker.cli.model import model
+from broker.cli.opening import run_command
 from broker.cli.plan import plan
 from broker.cli.report import report
 from broker.cli.round import round_
@@ -27,3 +28,8 @@ def main() -> None:
 
 for command in (init, serve, fleet, round_, plan, model, report):
     main.add_command(command)
+
+
+def run() -> None:
+    """The console script."""
+    run_command(main, "broker")

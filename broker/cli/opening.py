@@ -41,6 +41,15 @@ def spoken(*more: type[Exception]) -> Iterator[None]:
         raise click.ClickException(str(error)) from error
 
 
+def run_command(command: click.Command, extra: str) -> None:
+    """Run a console script's command; a library that only an extra brings, and is missing, is one line too."""
+    try:
+        command()
+    except ModuleNotFoundError as error:
+        click.echo(f"Error: {error.name} is not installed: pip install 'hedgerow[{extra}]'", err=True)
+        raise SystemExit(1) from None
+
+
 def open_config(path: Path | None) -> Config:
     """Load the configuration that the user means; ConfigError when there is none."""
     from broker.config import load

@@ -272,3 +272,11 @@ def test_help_imports_nothing_heavy() -> None:
     code = f"import sys, broker.cli.main; print(*sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_a_library_that_only_an_extra_brings_is_asked_for_in_one_line(home: Path) -> None:
+    code = "import sys; sys.modules['rich.console'] = None; from broker.cli.main import run; run()"
+    command = [sys.executable, "-c", code, "fleet", "list", "--config", str(home)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "Error: rich.console is not installed: pip install 'hedgerow[broker]'\n"
