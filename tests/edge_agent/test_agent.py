@@ -234,6 +234,20 @@ def test_the_deadline_stops_the_child_and_its_late_result_is_not_believed():
     assert stage.agent.durable.outbox == b""
 
 
+def test_the_pause_before_the_next_try_outlives_the_offer():
+    # The deadline and the end of the offer come together; offered again at once, the round must still wait, or the
+    # late answer of the stopped child would be taken for the new one's.
+    stage = Stage().ready()
+    stage.serve(stage.offer(1, lasts_ms=PLAN.trainer_ms_max))
+    assert stage.agent.work.value == "training"
+    assert stage.tick(PLAN.trainer_ms_max)[0] == StopTraining("deadline")
+    again = stage.offer(1)
+    assert "StartTraining" not in names(again + stage.serve(again))
+    assert stage.trained() == []
+    later = stage.tick(machine.RETRY_MS)
+    assert names(later + stage.serve(later))[-1] == "StartTraining"
+
+
 def test_the_result_of_another_round_is_not_believed():
     stage = Stage().training()
     assert stage.trained(round_id=2) == []
