@@ -193,7 +193,8 @@ class Service:
         wake = self._agent.wake_at_ms
         if wake is not None and now >= wake:  # also while messages pour in
             return effects.Tick()
-        until = self._next_reading_ms if wake is None else min(wake, self._next_reading_ms)
+        due = min(self._next_reading_ms, self._next_status_ms)
+        until = due if wake is None else min(wake, due)
         try:
             return self._inbox.get(timeout=(until - now) / 1000)
         except queue.Empty:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import queue
+import threading
 
 import msgspec
 import pytest
@@ -192,6 +193,15 @@ def test_a_trainer_that_cannot_be_started_is_a_failure_of_the_round(shell, monke
     shell._start(Job("dev-1", 4, 1, PLAN, manifest().files, 0))
     (failed,) = queued(shell)
     assert failed == TrainingFailed(4, "the trainer cannot be started: Cannot allocate memory")
+
+
+def test_a_quiet_loop_wakes_for_the_status_and_does_not_leave_it_to_the_next_reading(shell):
+    now = shell._now_ms()
+    shell._next_reading_ms, shell._next_status_ms = now + 60_000, now + 50
+    stop = service.Stop("SIGTERM")
+    threading.Timer(1.0, shell._inbox.put, [stop]).start()
+    assert shell._next() is stop
+    assert shell._next_status_ms > now + 50
 
 
 def test_the_status_is_written_when_it_says_something_new_and_only_then(shell, settings):
