@@ -16,8 +16,6 @@ from wire.messages import Receipt
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Told", "line", "new_reason", "tell"]
-
 Told: TypeAlias = Effect | str
 
 

@@ -43,12 +43,13 @@ from broker.effects import (
 )
 from broker.evaluate import EvaluateError, HeldOut
 from broker.evaluate import load as load_held_out
-from broker.log import line, new_reason, tell
+from broker.log import new_reason, tell
 from broker.registry import model_of, params_bytes_of
 from broker.rows import Cost
 from broker.store import Store
 from wire import chunks, envelope, keys, topics
 from wire.link import Arrived, Link, LinkDown, LinkEvent, LinkUp
+from wire.log_line import line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -45,7 +45,6 @@ INVARIANTS: Final = {
     "everyone": "after healing, a round counts every device",
     "quiet": "a fleet with nothing to do says nothing but telemetry and births",
 }
-UPDATE_END: Final = "/up/update"
 
 
 class Violation(AssertionError):  # noqa: N818 - the word of the trade

@@ -66,6 +66,7 @@ def add(params: bytes, payloads: Iterable[bytes]) -> bytes:
     for payload in payloads:
         said = decode(payload)
         assert said is not None, "a payload that was not admitted is aggregated"
+        assert said.round_id <= ROUNDS_MAX, f"round {said.round_id} has no digit in 64 bits"
         sums[said.place] += 4 ** (said.round_id - 1)
     return struct.pack(f"<{len(sums)}q", *sums)
 

@@ -15,7 +15,6 @@ import pytest
 from broker import founding, service
 from broker.config import load
 from broker.effects import Aggregate, CommitRound, Publish, StoreEpoch, StoreRound, StoreSeen, StoreUpdate
-from broker.log import line
 from broker.service import Service, ServiceError, runs
 from broker.store import Store, StoreError
 from broker.views import ask_for_rounds
@@ -25,6 +24,7 @@ from tests.broker.fleet import KEY, SIGN
 from tests.broker.test_store import commit, update_row
 from wire import envelope, keys, topics
 from wire.link import Arrived, LinkDown, LinkUp
+from wire.log_line import line
 from wire.messages import Message, Offer, Receipt, Update
 
 MODEL = Path(__file__).parents[2] / "firmware_sim/models/digits.tflite"
