@@ -10,11 +10,11 @@ SEEDS := 1
 endif
 
 SHELL := /bin/bash
-.PHONY: bench-demo help demo test check format sim mutants model warm nightly clean
+.PHONY: bench-demo bench-finetune bench-qas kernels test-aarch64 help demo test check format sim mutants model warm nightly clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
 
 demo: .venv/warm ## a fleet of ten real agents learns over MQTT; ARGS="--devices 20 --rounds 40 --seed 7"
 	@$(BIN)/firmware-sim demo $(ARGS)
@@ -42,14 +42,27 @@ mutants: .venv/dev ## plant known bugs, one by one; each must be found
 model: ## build the shipped models anew, in an environment of their own (TensorFlow, about 1.5 GB)
 	$(PYTHON) firmware_sim/models/build.py $(ARGS)
 
+kernels: .venv/dev ## compile the kernels ahead of time for every target, as a release does (needs a linker)
+	$(BIN)/python deploy/release/kernels.py $(ARGS)
+
+test-aarch64: .venv/dev ## the same bits on every target? aarch64 runs under emulation
+	@$(BIN)/python -m tests.targets.aarch64
+
 warm: .venv/warm ## compile the kernels now rather than at first use
 
 bench-demo: .venv/warm ## the demo at five seeds, medians; ARGS=--json for one object
 	@$(BIN)/python benchmarks/demo.py $(ARGS)
 
+bench-finetune: .venv/warm ## one training step against PyTorch, ONNX Runtime, TensorFlow, LiteRT; needs FLEET_MODELS; ARGS=--json
+	@$(BIN)/python -m benchmarks.finetune $(ARGS)
+
+bench-qas: .venv/warm ## int8 training against float32, one device and a fleet; needs FLEET_MODELS and FLEET_DATA; ARGS=--json
+	@$(BIN)/python -m benchmarks.qas $(ARGS)
+
 nightly: .venv/dev .venv/warm ## what takes longer than a test may
 	$(BIN)/firmware-sim sim --seeds 5000 --first-seed 100000
 	$(BIN)/python -m tests.mutants
+	$(BIN)/python -m tests.targets.aarch64
 
 clean: ## forget the environment and every cache in this folder
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

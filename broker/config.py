@@ -15,8 +15,7 @@ from typing import Annotated, Any, Final, TypeAlias, get_type_hints
 import msgspec
 from msgspec import Meta, Struct
 
-from wire.limits import UPDATE_PAYLOAD_BYTES_MAX
-from wire.messages import FleetId, Manifest, MessageError, Name, Plan, encode
+from wire.messages import FleetId, Name, Train  # noqa: TC001 - msgspec reads the annotations
 from wire.topics import TopicError, check_name
 
 EMBEDDED: Final = "embedded"
@@ -62,7 +61,7 @@ class Model(Struct, frozen=True):
     """Which model is trained, and how much of it."""
 
     name: Name
-    train: Annotated[str, Meta(pattern=r"^last-[1-9]\Z")] = "last-2"
+    train: Train = "last-2"  # last-3, bias-4, blocks-2, full, or operators: 9:b,10:w/4,14:w
 
 
 class Recipe(Struct, frozen=True):
@@ -74,7 +73,7 @@ class Recipe(Struct, frozen=True):
     momentum: float = 0.9
     clip_norm: float = 10.0
     keep_rate: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.01  # share of the parameters that one update carries
-    value_bits: Annotated[int, Meta(ge=1, le=8)] = 4
+    value_bits: Annotated[int, Meta(ge=1, le=8)] = 4  # of a float model's values; an int8 model's are exact
     seed: Annotated[int, Meta(ge=0, le=2**53)] = 1
     num_examples_min: Count = 1
     num_examples_max: Annotated[int, Meta(ge=1, le=4096)] = 4096
@@ -148,56 +147,12 @@ def parse(text: str, directory: Path, where: str = "the configuration") -> Confi
     return config
 
 
-def plan_of(config: Config, manifest: Manifest, **changes: float) -> Plan:
-    """The plan of the configured recipe for the model in `manifest`; `changes` are fields of Recipe.
-
-    Raises ConfigError when a bound of the contract does not hold, or when an update would not fit into a message.
-    """
-    recipe = msgspec.structs.replace(config.plan, **changes)
-    keep_count = max(1, round(recipe.keep_rate * manifest.num_params))
-    plan = Plan(
-        model=manifest.model,
-        train=config.model.train,
-        lane="economy",
-        num_params=manifest.num_params,
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        learning_rate=float(recipe.learning_rate),
-        momentum=float(recipe.momentum),
-        clip_norm=float(recipe.clip_norm),
-        keep_count=keep_count,
-        value_bits=recipe.value_bits,
-        seed=recipe.seed,
-        num_examples_min=recipe.num_examples_min,
-        num_examples_max=recipe.num_examples_max,
-        trainer_memory_bytes_max=recipe.trainer_memory_mb << 20,
-        trainer_ms_max=recipe.trainer_s_max * 1000,
-    )
-    try:
-        encode(plan)
-    except MessageError as error:
-        raise ConfigError(f"no plan can say that: {error}") from error
-    _check_size(plan)
-    return plan
-
-
 def parse_duration_ms(text: str) -> int:
     """Read 90s, 10m, 2h, 1d or plain seconds as milliseconds; ConfigError for anything else."""
     match = re.fullmatch(r"([1-9][0-9]{0,8})(s|m|h|d|)", text)
     if match is None:
         raise ConfigError(f"{text!r} is no duration: write 90s, 10m, 2h or 1d")
     return int(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]] * 1000
-
-
-def _check_size(plan: Plan) -> None:
-    """Refuse a plan whose update could not be sent: the device would train in vain."""
-    gap_bits = 2 + (plan.num_params // plan.keep_count).bit_length()  # Golomb-Rice, never more than this
-    bytes_max = plan.keep_count * (gap_bits + plan.value_bits) // 8 + 32
-    if bytes_max > UPDATE_PAYLOAD_BYTES_MAX:
-        raise ConfigError(
-            f"an update of {plan.keep_count} values may need {bytes_max} bytes, and {UPDATE_PAYLOAD_BYTES_MAX} fit "
-            "into a message: lower keep_rate or value_bits"
-        )
 
 
 def _check_keys(tree: dict[str, Any], kind: type[Struct], where: str) -> None:

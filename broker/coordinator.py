@@ -32,7 +32,6 @@ from broker.effects import (
     FleetRead,
     Last,
     Pending,
-    Publish,
     Received,
     RoundRow,
     RoundsRead,
@@ -50,39 +49,30 @@ from broker.sessions import Sessions
 from wire import chunks, envelope, topics
 from wire.limits import WANT_CHUNKS_MAX
 from wire.messages import (
+    MODEL_FILE,
     PARAMS_FILE,
     Birth,
     Death,
     Manifest,
     Message,
     Offer,
-    Plan,
-    Receipt,
     State,
     Telemetry,
     Update,
     Verdict,
     Want,
-    fit_reason,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from random import Random
+
+    from broker.voice import Identity
 
 SETTLE_MS: Final = 5_000  # after a new epoch, how long births may take before absence means absence
 RETRY_MS: Final = 10_000
 ROUNDS_REMEMBERED: Final = 64  # an update of an older round is stale
 STRANGERS_MAX: Final = 1_000  # unknown device ids that are answered, once each, in one run
-
-
-class Identity(msgspec.Struct, frozen=True):
-    """Which fleet, how the coordinator signs, how a public key becomes a verifier, what an update must satisfy."""
-
-    fleet: str
-    sign: envelope.Sign
-    verifier: Callable[[str], envelope.Verify]
-    admit: Callable[[bytes, Plan], str | None]  # update payload → why it is refused, None when it is good
 
 
 class Coordinator:
@@ -127,8 +117,8 @@ class Coordinator:
 
     def last_will(self) -> tuple[str, bytes]:
         """Topic and payload that say that nobody coordinates: the will, and retained, the goodbye of an orderly end."""
-        topic = topics.shared(self._id.fleet, "state")
-        return topic, envelope.seal(self._state(online=False), topic, self._id.sign)
+        goodbye = self._id.share(self._state(online=False))
+        return goodbye.topic, goodbye.payload
 
     def handle(self, event: Event, now_ms: int) -> list[Effect]:
         """Decide what follows from `event`. Effects are to be performed in order."""
@@ -174,10 +164,10 @@ class Coordinator:
             self._round.extend(now_ms)
         effects: list[Effect] = [StoreEpoch(self._epoch)]
         if self._manifest is not None:
-            effects.append(self._share("manifest", self._manifest))
+            effects.append(self._id.share(self._manifest))
         if self._round is not None:
-            effects.append(self._share("plan", self._round.row.plan))
-        return [*effects, self._share("state", self._state(online=True)), *self._open_next(now_ms)]
+            effects.append(self._id.share(self._round.row.plan))
+        return [*effects, self._id.share(self._state(online=True)), *self._open_next(now_ms)]
 
     def _on_fleet_read(self, fleet: dict[str, str], now_ms: int) -> list[Effect]:
         knocked = bool(self._strangers & fleet.keys())
@@ -186,7 +176,7 @@ class Coordinator:
         if knocked and self._up:
             # It was told that nobody knows it, and will not speak of itself again unless everyone is asked to.
             self._epoch += 1
-            effects += [StoreEpoch(self._epoch), self._share("state", self._state(online=True))]
+            effects += [StoreEpoch(self._epoch), self._id.share(self._state(online=True))]
         return [*effects, *self._close_if_due(now_ms)]
 
     def _on_tick(self, now_ms: int) -> list[Effect]:
@@ -202,7 +192,7 @@ class Coordinator:
             current.extend(now_ms)
             current.draw_again()
             if self._manifest is not None:  # what was retained may be lost or overwritten, and nobody can tell us
-                effects += [self._share("manifest", self._manifest), self._share("plan", current.row.plan)]
+                effects += [self._id.share(self._manifest), self._id.share(current.row.plan)]
             effects += self._invite(self._sessions.present(), now_ms)
         return effects
 
@@ -223,7 +213,7 @@ class Coordinator:
         except envelope.EnvelopeError as error:
             effects = self._refuse(error.reason)
             if address.kind == "update":
-                effects.append(self._receipt(address.device_id, payload, 0, "refused", str(error)))
+                effects.append(self._id.receipt(address.device_id, payload, 0, "refused", str(error)))
             return effects
         return self._on_message(address.device_id, message, payload, now_ms)
 
@@ -258,7 +248,7 @@ class Coordinator:
     def _on_update(self, device_id: str, update: Update, sealed: bytes, now_ms: int) -> list[Effect]:
         digest = hashlib.sha256(sealed).digest()
         verdict, reason = self._judge(device_id, update, digest)
-        receipt = self._receipt(device_id, sealed, update.round_id, verdict, reason)
+        receipt = self._id.receipt(device_id, sealed, update.round_id, verdict, reason)
         if verdict != "accepted":
             return [*self._refuse(verdict), receipt]
         weight = min(update.num_examples, self._rounds[update.round_id].plan.num_examples_max)
@@ -294,6 +284,8 @@ class Coordinator:
             return "refused", f"round {update.round_id} was never opened"
         if update.base_version != row.base_version:
             return "refused", f"round {row.round_id} trains version {row.base_version}, not {update.base_version}"
+        if self._manifest is not None and row.plan.scale_epoch != self._manifest.scale_epoch:
+            return "stale", f"round {row.round_id} counts in scale epoch {row.plan.scale_epoch}, which is over"
         reason = self._id.admit(update.payload, row.plan)
         return ("accepted", "") if reason is None else ("refused", reason)
 
@@ -321,13 +313,15 @@ class Coordinator:
         if not self._up or self._round is not None or not self._waiting or self._manifest is None:
             return []
         waiting = self._waiting.pop(0)
-        row = msgspec.structs.replace(waiting, status="open", base_version=self._manifest.model_version)
+        # the operator's wish is older than the model that it is carried out on
+        plan = msgspec.structs.replace(waiting.plan, scale_epoch=self._manifest.scale_epoch)
+        row = msgspec.structs.replace(waiting, status="open", plan=plan, base_version=self._manifest.model_version)
         self._remember(row)
         self._round = Round(row, now_ms)
-        effects: list[Effect] = [StoreRound(row), self._share("plan", row.plan)]
+        effects: list[Effect] = [StoreRound(row), self._id.share(row.plan)]
         return [
             *effects,
-            self._share("state", self._state(online=True)),
+            self._id.share(self._state(online=True)),
             *self._invite(self._sessions.present(), now_ms),
         ]
 
@@ -352,31 +346,39 @@ class Coordinator:
         if not settled or not current.may_close(now_ms, len(self._pending)):
             return []
         current.closing = True
-        version = self._manifest.model_version
-        self._members = rounds.members(self._pending.values(), version)
-        return [Aggregate(current.row.round_id, current.row.plan, self._manifest, self._members)]
+        return [self._aggregate(current, self._manifest)]
+
+    def _aggregate(self, current: Round, manifest: Manifest) -> Effect:
+        self._members = rounds.members(self._pending.values(), manifest.model_version)
+        # scales may change only when nothing that was counted in the old ones is left
+        whole = len(self._members) == len(self._pending)
+        return Aggregate(current.row.round_id, current.row.plan, manifest, self._members, whole)
 
     def _on_aggregated(self, done: Aggregated, now_ms: int) -> list[Effect]:
         current, manifest = self._round, self._manifest
         if current is None or manifest is None or not current.closing or current.row.round_id != done.round_id:
             return []
+        if done.model and len(self._pending) > len(self._members):
+            return [self._aggregate(current, manifest)]  # one came meanwhile: it counts in the old scales, too
         version = manifest.model_version + 1
-        kept = tuple(file for file in manifest.files if file.name != PARAMS_FILE)
+        changed = {PARAMS_FILE: done.params} | ({MODEL_FILE: done.model} if done.model else {})
+        kept = tuple(file for file in manifest.files if file.name not in changed)
         self._manifest = Manifest(
             model=manifest.model,
             model_version=version,
             parent_version=manifest.model_version,
             num_params=manifest.num_params,
-            files=(*kept, chunks.split(PARAMS_FILE, done.params)),
+            files=(*kept, *(chunks.split(name, content) for name, content in changed.items())),
+            scale_epoch=manifest.scale_epoch + bool(done.model),
         )
         row = msgspec.structs.replace(current.row, status="closed", model_version=version)
         self._remember(row)
         self._round = None
         for member in self._members:
             del self._pending[member.device_id, member.round_id]
-        commit = CommitRound(row, self._manifest, done.params, self._members, done.accuracy, done.loss)
-        effects: list[Effect] = [commit, self._share("manifest", self._manifest)]
-        return [*effects, self._share("state", self._state(online=True)), *self._open_next(now_ms)]
+        commit = CommitRound(row, self._manifest, done, self._members)
+        effects: list[Effect] = [commit, self._id.share(self._manifest)]
+        return [*effects, self._id.share(self._state(online=True)), *self._open_next(now_ms)]
 
     def _end_unwanted(self, now_ms: int) -> list[Effect]:
         """Close the round that nobody wants, unless its sum is under way. What is stored of it stays pending."""
@@ -386,7 +388,7 @@ class Coordinator:
         self._round, self._retry_at_ms = None, None
         row = msgspec.structs.replace(current.row, status="closed", model_version=current.row.base_version)
         self._remember(row)
-        told = [self._share("state", self._state(online=True))] if self._up else []
+        told = [self._id.share(self._state(online=True))] if self._up else []
         return [StoreRound(row), *told, *self._open_next(now_ms)]
 
     def _remember(self, row: RoundRow) -> None:
@@ -400,11 +402,7 @@ class Coordinator:
         assert self._round is not None, "an offer needs an open round"
         row = self._round.row
         offer = Offer(row.round_id, self._round.plan_digest, row.base_version, row.lasts_ms)
-        return self._say(device_id, "offer", offer)
-
-    def _receipt(self, device_id: str, sealed: bytes, round_id: int, verdict: Verdict, reason: str) -> Effect:
-        digest = hashlib.sha256(sealed).digest()
-        return self._say(device_id, "receipt", Receipt(digest, round_id, verdict, fit_reason(reason)))
+        return self._id.say(device_id, offer)
 
     def _answer_stranger(self, address: topics.Address, payload: bytes) -> list[Effect]:
         """Tell a device that is not enrolled so, once: anyone may use its name."""
@@ -414,15 +412,7 @@ class Coordinator:
             return []
         self._strangers.add(address.device_id)
         reason = f"not enrolled; the operator can add it: broker fleet add {address.device_id} KEY"
-        return [self._receipt(address.device_id, payload, 0, "unknown", reason)]
-
-    def _say(self, device_id: str, kind: str, message: Message) -> Effect:
-        topic = topics.dn(self._id.fleet, device_id, kind)
-        return Publish(topic, envelope.seal(message, topic, self._id.sign))
-
-    def _share(self, kind: str, message: Message) -> Effect:
-        topic = topics.shared(self._id.fleet, kind)
-        return Publish(topic, envelope.seal(message, topic, self._id.sign), retain=True)
+        return [self._id.receipt(address.device_id, payload, 0, "unknown", reason)]
 
     def _state(self, *, online: bool) -> State:
         current, manifest = self._round, self._manifest  # once each: the link's thread asks too, for the will

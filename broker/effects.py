@@ -107,6 +107,8 @@ class Aggregated(Struct, frozen=True):
     params: bytes  # the file's content, as `engine` writes it
     accuracy: float | None  # on the coordinator's own held-out set, where it has one
     loss: float | None
+    remainder: bytes = b""  # of the master (engine.master): kept with the version, and never sent
+    model: bytes = b""  # a new base file, in whose scales the parameters are; empty: the base stays
 
 
 class AggregateFailed(Struct, frozen=True):
@@ -178,17 +180,16 @@ class Aggregate(Struct, frozen=True):
     plan: Plan
     manifest: Manifest  # of the version that they change
     members: tuple[Pending, ...]  # with their final weights, in the order of (device_id, round_id)
+    may_rescale: bool = False  # they are all that waits: the answer may bring a new base file
 
 
 class CommitRound(Struct, frozen=True):
-    """One transaction: the new version and its file, these updates counted in it, the round closed."""
+    """One transaction: the new version and its files, these updates counted in it, the round closed."""
 
     row: RoundRow
     manifest: Manifest
-    params: bytes
+    made: Aggregated
     members: tuple[Pending, ...]
-    accuracy: float | None
-    loss: float | None
 
 
 Effect: TypeAlias = Publish | SendChunk | StoreEpoch | StoreSeen | StoreUpdate | StoreRound | Aggregate | CommitRound

@@ -1,27 +1,28 @@
-"""How good is a version? The coordinator's own held-out windows through the model, with the trainable part exchanged.
+"""How good is a version? The coordinator's own held-out windows through the model, as devices will run it.
 
-The frozen part never changes, so the windows go through it once; after that a version costs only its head.
+Only what trains ever changes, so the windows go through the frozen part once; after that a version costs the rest of
+the model, in its own int8 numbers.
 """
 
 from __future__ import annotations
 
 import zipfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.models import interpreter, tflite
+from engine import frozen
 from engine.models.graph import ModelError
-from engine.models.plan import head_of
-from engine.train import Score, TrainingError, evaluate
+from engine.models.scheme import constants_of, load_params
+from engine.train import Score, TrainingError, evaluate, with_constants
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from engine.models.plan import Head
+    from engine.frame import Frame
 
 
 class EvaluateError(Exception):
@@ -30,22 +31,22 @@ class EvaluateError(Exception):
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Features of the held-out windows, float32 [n, d], and their labels, int32 [n]."""
+    """What enters the trainable part for each held-out window, as stored [n, ...], and their labels, int32 [n]."""
 
-    head: Head
-    features: NDArray[np.float32]
+    features: NDArray[Any]
     labels: NDArray[np.int32]
 
-    def score(self, params: bytes) -> Score:
-        """Right answers, count and mean loss of these parameters (little-endian float32 [P])."""
+    def score(self, frame: Frame, params: bytes) -> Score:
+        """Right answers, count and mean loss of the base in `frame` with these parameters (scheme.dump_params)."""
         try:
-            return evaluate(self.features, self.labels, np.frombuffer(params, dtype="<f4"), self.head)
-        except TrainingError as error:
+            constants = constants_of(frame.graph, frame.suffix, load_params(frame.suffix, params))
+            return evaluate(with_constants(frame.graph, constants), frame.suffix, self.features, self.labels)
+        except (TrainingError, ModelError) as error:
             raise EvaluateError(str(error)) from error
 
 
-def load(path: Path, model: bytes, train: str) -> HeldOut:
-    """Read x float32 [n, *window] and y int [n] from the .npz at `path` and run the frozen part of `model` over x."""
+def load(path: Path, frame: Frame) -> HeldOut:
+    """Read x float32 [n, *window] and y int [n] from the .npz at `path` and run the frozen part of the model over x."""
     try:
         with np.load(path, allow_pickle=False) as data:
             windows, labels = data["x"].astype(np.float32), data["y"].astype(np.int32)
@@ -56,9 +57,7 @@ def load(path: Path, model: bytes, train: str) -> HeldOut:
     if labels.shape != (len(windows),) or not len(labels):
         raise EvaluateError(f"{path} has {len(windows)} windows in x and labels of shape {labels.shape} in y")
     try:
-        graph = tflite.read(model)
-        head = head_of(graph, train)
-        features = interpreter.features(model, graph, head, windows)
-    except (ModelError, ValueError) as error:
+        features = frozen.features(frame.model, frame.graph, frame.suffix, windows)
+    except ValueError as error:  # ModelError among them
         raise EvaluateError(f"{path} does not fit the model: {error}") from error
-    return HeldOut(head, features, labels)
+    return HeldOut(features, labels)

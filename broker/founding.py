@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
-from broker.config import EMBEDDED, Aggregate, KeyFile, Recipe, Round, StoreFile, parse, plan_of
+from broker.config import EMBEDDED, Aggregate, KeyFile, Recipe, Round, StoreFile, parse
+from broker.plans import plan_of
 from broker.registry import first_version
 from broker.store import Store
+from engine.frame import frame_of
 from wire import keys
 from wire.link import parse_url
 from wire.messages import MessageError
@@ -22,7 +24,7 @@ from wire.messages import MessageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from wire.messages import Manifest
+    from broker.registry import First
 
 CONFIG_FILE: Final = "broker.toml"
 _CONFIG: Final = """\
@@ -48,7 +50,7 @@ file = "coordinator.key"      # what every device believes; keep it, and keep it
 
 [model]
 name = {name}
-train = {train}              # the last k dense layers learn, the rest stays as it is
+train = {train}              # what learns: last-3, bias-4, blocks-2, full, or operators as in 9:b,10:w/4
 
 [plan]                        # what devices are told to do; broker round open can say otherwise
 epochs = {plan.epochs}
@@ -57,7 +59,7 @@ learning_rate = {plan.learning_rate}
 momentum = {plan.momentum}
 clip_norm = {plan.clip_norm}              # a longer delta is shrunk to this length
 keep_rate = {plan.keep_rate}              # the share of the parameters that one update carries
-value_bits = {plan.value_bits}
+value_bits = {plan.value_bits}                # of a float model's values; an int8 model's steps are sent exactly
 seed = {plan.seed}
 num_examples_min = {plan.num_examples_min}          # a device with fewer labelled examples stays out
 num_examples_max = {plan.num_examples_max}       # no device weighs more than this
@@ -113,27 +115,27 @@ def found(directory: Path, wishes: Wishes) -> Founded:
         if config.mqtt.url != EMBEDDED:
             parse_url(config.mqtt.url)
         model = wishes.model.read_bytes()
-        manifest, blobs = first_version(model, wishes.name, wishes.train, wishes.reset_seed)
-        plan_of(config, manifest)
-        return _write(directory, wishes, manifest, blobs)
+        first = first_version(model, wishes.name, wishes.train, wishes.reset_seed)
+        plan_of(config, first.manifest, frame_of(model, wishes.train))
+        return _write(directory, wishes, first)
     except OSError as error:
         raise FoundingError(f"cannot make {directory}: {error.filename}: {error.strerror}") from error
     except (MessageError, ValueError) as error:
         raise FoundingError(f"{wishes.model}: {error}") from error
 
 
-def _write(directory: Path, wishes: Wishes, manifest: Manifest, blobs: dict[bytes, bytes]) -> Founded:
+def _write(directory: Path, wishes: Wishes, first: First) -> Founded:
     directory.mkdir(parents=True, exist_ok=True)
     seed = keys.generate()
     keys.save_private(directory / KeyFile().file, seed)
     with Store(directory / StoreFile().path) as store:
-        store.put_first_version(manifest, blobs)
+        store.put_first_version(*first)
     config_path = directory / CONFIG_FILE
     with config_path.open("x", encoding="utf-8") as file:
         file.write(_text(wishes))
         file.flush()
         os.fsync(file.fileno())
-    return Founded(config_path, keys.public_text(seed), manifest.num_params)
+    return Founded(config_path, keys.public_text(seed), first.manifest.num_params)
 
 
 def _text(wishes: Wishes) -> str:

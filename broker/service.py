@@ -20,9 +20,9 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from broker.admission import admit
-from broker.aggregate.rules import AggregateError, next_params, rule_named
+from broker.aggregate.rules import AggregateError, rule_named
 from broker.config import EMBEDDED, Config, ConfigError
-from broker.coordinator import Coordinator, Identity
+from broker.coordinator import Coordinator
 from broker.effects import (
     Aggregate,
     Aggregated,
@@ -44,9 +44,11 @@ from broker.effects import (
 from broker.evaluate import EvaluateError, HeldOut
 from broker.evaluate import load as load_held_out
 from broker.log import new_reason, tell
-from broker.registry import model_of, params_bytes_of
 from broker.rows import Cost
 from broker.store import Store
+from broker.versions import frame_under, next_version
+from broker.voice import Identity
+from engine.models.graph import ModelError
 from wire import chunks, envelope, keys, topics
 from wire.link import Arrived, Link, LinkDown, LinkEvent, LinkUp
 from wire.log_line import line
@@ -252,15 +254,13 @@ class Service:
 
     def _aggregate(self, effect: Aggregate) -> Aggregated | AggregateFailed:
         try:
-            before = params_bytes_of(effect.manifest, self._store.blob)
-            payload_of = self._store.update_payload
-            params = next_params(before, effect.members, payload_of, self._rule, self._learning_rate)
-            score = self._held_out.score(params) if self._held_out is not None else None
-        except (AggregateError, EvaluateError) as error:
+            made = next_version(effect, self._store, self._rule, self._learning_rate, self._held_out)
+        except (AggregateError, EvaluateError, ModelError) as error:
             self._say(line("aggregate-failed", round=effect.round_id, reason=str(error)))
             return AggregateFailed(effect.round_id, str(error))
-        accuracy, loss = (score.correct / score.count, score.loss) if score is not None else (None, None)
-        return Aggregated(effect.round_id, params, accuracy, loss)
+        if made.held_count:
+            self._say(line("weights-held", round=effect.round_id, count=made.held_count))
+        return made.answer
 
     def _commit(self, effect: CommitRound) -> None:
         since, link_up, link_down = self._started
@@ -268,13 +268,15 @@ class Service:
         cost = Cost(self._link.bytes_down - link_down, self._link.bytes_up - link_up, time.monotonic() - since)
         self._store.apply(effect, cost)
         self._files.clear()
+        if effect.made.model:
+            self._say(line("rescaled", round=effect.row.round_id, scale_epoch=effect.manifest.scale_epoch))
         self._say(
             line(
                 "round-closed",
                 round=effect.row.round_id,
                 version=effect.manifest.model_version,
                 members=len(effect.members),
-                accuracy="none" if effect.accuracy is None else f"{effect.accuracy:.4f}",
+                accuracy="none" if effect.made.accuracy is None else f"{effect.made.accuracy:.4f}",
                 bytes_up=cost.bytes_up,
                 bytes_down=cost.bytes_down,
                 seconds=f"{cost.seconds:.3f}",
@@ -348,7 +350,7 @@ def _embedded(config: Config) -> Server:
 def _held_out(config: Config, manifest: Manifest, store: Store) -> HeldOut | None:
     if not config.evaluate.data:
         return None
-    return load_held_out(config.path(config.evaluate.data), model_of(manifest, store.blob), config.model.train)
+    return load_held_out(config.path(config.evaluate.data), frame_under(manifest, config.model.train, store))
 
 
 def _link(config: Config, url: str, service: Service) -> Link:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from broker.config import ConfigError, plan_of
-from broker.store import StoreError
+from broker.config import ConfigError
+from broker.sqlite import StoreError
 from wire.messages import digest_of, encode
 
 if TYPE_CHECKING:
@@ -102,10 +102,13 @@ def manifest_of(store: Store, version: int) -> Manifest:
 
 def current_plan(config: Config, store: Store, **changes: float) -> Plan:
     """The configured plan for the newest version, with `changes` to its recipe."""
+    from broker.plans import plan_of  # brings the kernels, which no other view needs
+    from broker.versions import frame_under
+
     manifest = store.manifest()
     if manifest is None:
         raise StoreError(f"{store.path} holds no model: make a new directory with broker init")
-    return plan_of(config, manifest, **changes)
+    return plan_of(config, manifest, frame_under(manifest, config.model.train, store), **changes)
 
 
 def ask_for_rounds(

@@ -3,10 +3,16 @@
 The answer is the reason why not, or None for yes. Unknown is never fine: a limit that cannot be checked refuses.
 """
 
+from typing import Final
+
 from msgspec import Struct
 
 from edge_agent.effects import Reading
 from wire.messages import Plan
+
+# What a training child has allocated before it reads a model, with kernels built ahead of time: 19 MB of Python and
+# NumPy. Where kernels are compiled on the device it is 100 MB; the child itself measures that, and tells.
+TRAINER_BASELINE_BYTES: Final = 19 << 20
 
 
 class Limits(Struct, frozen=True):
@@ -25,6 +31,10 @@ def refusal(limits: Limits, plan: Plan, reading: Reading) -> str | None:
     if plan.trainer_memory_bytes_max > limits.memory_bytes_max:
         asked, allowed = plan.trainer_memory_bytes_max >> 20, limits.memory_bytes_max >> 20
         return f"the plan asks for {asked} MB, the owner allows {allowed} MB"
+    need = TRAINER_BASELINE_BYTES + plan.trainer_arena_bytes
+    if need > plan.trainer_memory_bytes_max:
+        # said before anything is fetched: what cannot be trained here need not be on flash
+        return f"training needs {-(-need >> 20)} MB, the plan allows {plan.trainer_memory_bytes_max >> 20} MB"
     if limits.mains_only and reading.on_mains is not True:
         return "mains power is required and " + ("unknown" if reading.on_mains is None else "absent")
     if limits.battery_rate_min is not None and reading.on_mains is not True:

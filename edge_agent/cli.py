@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from edge_agent.config import Config
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -179,7 +182,7 @@ def warm() -> None:
         from engine.kernels import warm as kernels
     except ImportError as error:
         raise click.ClickException(f"{error}: install it with pip install 'hedgerow[agent,jit]'") from error
-    with click.progressbar(length=len(kernels.calls()), label="compiling kernels") as bar:
+    with click.progressbar(length=len(kernels.kernels()), label="compiling kernels") as bar:
         kernels.warm(lambda _name: bar.update(1))
 
 
@@ -205,6 +208,99 @@ def predict(source: Path, path: Path, as_json: bool) -> None:
     if found.known:
         rate = found.correct / found.known
         click.echo(f"version {found.model_version}: {found.correct} of {found.known} right ({rate:.1%})")
+
+
+_MODEL = click.argument("model", type=_FILE)
+_batch = click.option(
+    "--batch-size", type=click.IntRange(1, 4096), default=16, show_default=True, help="Windows a step."
+)
+
+
+@main.command()
+@_MODEL
+@click.argument("data", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--train", default="last-2", show_default=True, help="last-K, bias-K, blocks-K, full, or 9:b,10:w/4,14:w."
+)
+@click.option("--epochs", type=click.IntRange(1, 10_000), default=3, show_default=True)
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The tuned file.")
+@_batch
+@click.option(
+    "--rate", type=click.FloatRange(0, min_open=True), help="Learning rate. Default: try some, take the best."
+)
+@click.option("--seed", type=click.IntRange(0, 2**53), default=1, show_default=True)
+@click.option("--overwrite", is_flag=True, help="OUT may be MODEL itself.")
+@_json
+def finetune(as_json: bool, **wish: Any) -> None:
+    """Fine-tune MODEL (.tflite or .onnx) on DATA, on this machine alone, and write the tuned file.
+
+    DATA is an .npz with windows and labels (and test_windows, test_labels if you have them), or a folder with one
+    sub-folder of .npy files for each class. What measures never trains.
+
+    Exit status: 0 written, 1 refused.
+    """
+    with _spoken():
+        from edge_agent import screen, tuning
+
+        with screen.Screen() as shown:
+            report = tuning.finetune(tuning.Wish(**wish), shown)
+        _tell(tuning.as_tree(report), tuning.lines(report), as_json)
+
+
+@main.command()
+@_MODEL
+@_batch
+@_json
+def inspect(model: Path, batch_size: int, as_json: bool) -> None:
+    """Tell what MODEL is made of, what is dead or saturated, and what training behind each cut costs.
+
+    Exit status: 0 told, 1 it cannot be read.
+    """
+    with _spoken():
+        from edge_agent import measuring, screen
+
+        with screen.Screen() as shown:
+            found = measuring.look_at(model, batch_size, shown)
+        _tell(measuring.as_tree(found), measuring.inspection_lines(found), as_json)
+
+
+@main.command()
+@click.argument("model", type=_FILE, required=False)
+@_batch
+@_json
+def bench(model: Path | None, batch_size: int, as_json: bool) -> None:
+    """Measure how fast this machine trains MODEL; without one, a ResNet-8 with made-up weights.
+
+    Exit status: 0 measured, 1 not.
+    """
+    with _spoken():
+        from edge_agent import measuring, screen
+
+        with screen.Screen() as shown:
+            found = measuring.pace(model, batch_size, shown)
+        _tell(measuring.as_tree(found), measuring.bench_lines(found), as_json)
+
+
+def _tell(tree: dict[str, Any], lines: list[str], as_json: bool) -> None:
+    import json
+
+    click.echo(json.dumps(tree) if as_json else "\n".join(lines))
+
+
+@contextlib.contextmanager
+def _spoken() -> Iterator[None]:
+    """Turn the sentences of whoever reads, trains and measures into click's one line and status 1."""
+    try:
+        from edge_agent.datafile import DataFileError
+        from edge_agent.tuning import TuningError
+        from engine.models.graph import ModelError
+        from engine.train import TrainingError
+    except ImportError as error:
+        raise click.ClickException(f"{error}: install it with pip install 'hedgerow[agent,jit]'") from error
+    try:
+        yield
+    except (DataFileError, ModelError, TrainingError, TuningError, OSError) as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _load(path: Path) -> Config:

@@ -48,6 +48,8 @@ class Samples(Struct, frozen=True, forbid_unknown_fields=True):
     """Section `[samples]`: the device's own examples."""
 
     held_out_rate: Annotated[float, Meta(ge=0.0, le=0.9)] = 0.2
+    features_bytes_max: Annotated[int, Meta(ge=0, le=1 << 30)] = 8 << 20
+    replay: Annotated[int, Meta(ge=0, le=10_000)] = 0
     capacity: Annotated[int, Meta(ge=1, le=100_000)] = 2000
 
 
@@ -103,6 +105,8 @@ url = "{url}"
 
 [samples]
 held_out_rate = 0.2             # this share of the labelled windows measures, and never trains
+features_bytes_max = 8388608    # what the frozen part makes of windows is kept on flash, so that it runs once; 0: never
+replay = 0                      # so many windows that have left the store train again beside the new ones
 capacity = 2000                 # windows; the oldest is forgotten first
 
 [budget]                        # a limit that cannot be checked on this host keeps it from training

@@ -30,7 +30,8 @@ CONNECT_S: Final = 8.0
 CHILD_S: Final = 120.0
 _ENGINE: Final = "from engine.models.interpreter import runtime_name; print(runtime_name())"
 _KERNELS: Final = "import time; t = time.monotonic(); from engine.kernels.optimize import all_finite; import numpy; "
-_KERNEL_TIME: Final = "all_finite(numpy.zeros(1, numpy.float32)); print(f'{time.monotonic() - t:.1f}')"
+_KERNEL_TIME: Final = "all_finite(numpy.zeros(1, numpy.float32)); print(f'{time.monotonic() - t:.1f}'); "
+_KERNELS_IN_USE: Final = "from engine.kernels._jit import kernels_in_use; print(kernels_in_use())"
 
 
 class Wrong(Exception):  # noqa: N818 - it is a finding, and reads as one
@@ -71,10 +72,11 @@ def _interpreter(_config: Config) -> str:
 
 
 def _kernels(_config: Config) -> str:
-    seconds = _in_child(_KERNELS + _KERNEL_TIME, "install it with pip install 'hedgerow[jit]'")
+    said = _in_child(_KERNELS + _KERNEL_TIME + _KERNELS_IN_USE, "install it with pip install 'hedgerow[jit]'")
+    seconds, in_use = said.split("\n")
     if float(seconds) > 5.0:
         raise Wrong(f"the first kernel took {seconds} s, so they were not compiled yet: run edge-agent warm")
-    return f"loaded in {seconds} s"
+    return f"{in_use}; loaded in {seconds} s"
 
 
 def _in_child(code: str, advice: str) -> str:

@@ -1,6 +1,6 @@
 """The prediction child: windows in, labels out, by the newest model version that is whole on flash.
 
-    windows ─▶ frozen part ─▶ features ─▶ head with the version's params ─▶ label
+    base file + params ─▶ the version, one int8 model        windows ─▶ model ─▶ label
 
 Its first form is for files: `edge-agent predict`. Like the trainer it is a process of its own, so that neither the
 agent nor a command pays for NumPy and the model runtime, and it dies with whoever started it.
@@ -62,8 +62,9 @@ def _predict(root: Path, source: Path) -> Prediction:
     import numpy as np
 
     from edge_agent.sources.files import SourceError, read_npz
-    from engine import train
-    from engine.models import interpreter, plan, tflite
+    from engine import frozen
+    from engine.frame import frame_of
+    from engine.models import tflite
 
     model = flash.load_model(root)
     if model is None:
@@ -71,11 +72,9 @@ def _predict(root: Path, source: Path) -> Prediction:
     data, raw = (_content(root, model, name) for name in (MODEL_FILE, PARAMS_FILE))
     try:
         windows, labels = read_npz(source)
-        graph = tflite.read(data)
-        head = plan.head_of(graph, model.train)
-        params = np.frombuffer(raw, dtype="<f4").astype(np.float32)
-        answers = train.predict(interpreter.features(data, graph, head, windows), params, head)
-    except (SourceError, train.TrainingError) as error:
+        whole = frame_of(data, model.train).file_with(raw)
+        answers = frozen.predict(whole, tflite.read(whole), windows)
+    except SourceError as error:
         raise PredictionError(str(error)) from error
     known = labels >= 0
     correct = int(np.count_nonzero(answers[known] == labels[known]))

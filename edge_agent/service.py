@@ -355,7 +355,12 @@ class Service:
 
     def _start(self, job: effects.Job) -> None:
         task = trainer.Task(
-            job, str(self._root), str(self._settings.samples_path), self._settings.samples.held_out_rate
+            job,
+            str(self._root),
+            str(self._settings.samples_path),
+            self._settings.samples.held_out_rate,
+            self._settings.samples.features_bytes_max,
+            self._settings.samples.replay,
         )
         try:
             self._flash.note_model(flash.Model(job.base_version, job.plan.train, job.files))

@@ -1,6 +1,6 @@
 """The training child: one job in, one update's payload and the next residual out, then it is gone.
 
-    samples ─▶ frozen part ─▶ features ─▶ fine-tune the head ─▶ delta = local - base ─▶ + residual ─▶ payload
+    samples ─▶ frozen part ─▶ features ─▶ fine-tune the rest ─▶ delta = local - base ─▶ + residual ─▶ payload
                                                                                           └─▶ what stays owed
 
 It runs under the memory limit that the plan names (RLIMIT_DATA: what a process may allocate, program text aside), at
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from engine.frame import Frame
+
 
 class Task(msgspec.Struct, frozen=True):
     """What the agent hands to this child."""
@@ -37,6 +39,8 @@ class Task(msgspec.Struct, frozen=True):
     root: str  # the state directory
     samples_path: str
     held_out_rate: float
+    features_bytes_max: int = 0  # what may be kept on flash of what the frozen part makes of windows
+    replay: int = 0  # so many windows that have left the store train again
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -60,13 +64,21 @@ class Base(NamedTuple):
     """The model version to start from."""
 
     model: bytes  # the .tflite file
-    params: bytes  # raw little-endian float32 [P]
+    params: bytes  # what trains of it, as it stores them
+
+
+class Keeping(NamedTuple):
+    """Where features are kept from round to round, how many bytes of them, and how many old ones train again."""
+
+    path: Path
+    bytes_max: int
+    replay: int
 
 
 class Trained(NamedTuple):
     """What `train` makes of a job: the payload, what stays owed, and the figures for the answer."""
 
-    residual: NDArray[np.float32]
+    residual: NDArray[np.int32] | NDArray[np.float32]
     answer: Answer
 
 
@@ -80,34 +92,40 @@ def answer_of(tree: Any) -> Answer:
     return msgspec.convert(tree, Answer, builtin_types=(bytes,))
 
 
-def train(job: Job, base: Base, examples: Arrays, kept_residual: bytes | None, held_out_rate: float) -> Trained:
-    """Fine-tune the head of `base` on the labelled examples and code the update.
+def train(
+    job: Job,
+    base: Base,
+    examples: Arrays,
+    kept_residual: bytes | None,
+    held_out_rate: float,
+    *,
+    keeping: Keeping | None = None,
+) -> Trained:
+    """Fine-tune what the plan trains of `base` on the labelled examples and code the update.
 
     The examples that `is_held_out` chooses never train: they tell how good the base params are. A residual that is
-    damaged, or of another size, counts as zero, with a note.
+    damaged, or of another model or scale epoch, counts as zero, with a note. With `keeping` the frozen part runs only
+    for windows that it has not seen.
 
     Raises TrainerError, and engine's own ModelError, TrainingError, CodecError and ValueError, each one sentence.
     """
     import numpy as np
 
-    from engine.codec import residual, sparse
-    from engine.models import interpreter, plan, tflite
+    from engine.frame import frame_of
+    from engine.models.scheme import load_params
     from engine.train import Recipe, evaluate, fine_tune, mix_seed
 
-    graph = tflite.read(base.model)
-    head = plan.head_of(graph, job.plan.train)
-    if head.num_params != job.plan.num_params or len(base.params) != 4 * head.num_params:
-        raise TrainerError(
-            f"the plan trains {job.plan.num_params} params and version {job.base_version} brings {len(base.params)} "
-            f"bytes of them, but {job.plan.train} of its model has {head.num_params}: the plan is for another model"
-        )
+    frame = frame_of(base.model, job.plan.train)
+    suffix = frame.suffix
+    _check_plan(job, frame)
+    params = load_params(suffix, base.params)
+    graph = frame.graph_with(params)
     known = examples.labels >= 0
-    windows, labels = examples.windows[known], examples.labels[known]
+    labels = examples.labels[known]
     held_out = np.array([is_held_out(int(n), held_out_rate) for n in examples.numbers[known]], dtype=bool)
-    features = interpreter.features(base.model, graph, head, windows)
-    params = np.frombuffer(base.params, dtype="<f4").astype(np.float32)
+    features, old = _features(base, frame, examples, keeping, seed=job.round_id, held_out_rate=held_out_rate)
     mine, answers = features[~held_out], labels[~held_out]
-    score = evaluate(features[held_out], labels[held_out], params, head)
+    score = evaluate(graph, suffix, features[held_out], labels[held_out])
     recipe = Recipe(
         epochs=job.plan.epochs,
         batch_size=job.plan.batch_size,
@@ -115,25 +133,91 @@ def train(job: Job, base: Base, examples: Arrays, kept_residual: bytes | None, h
         momentum=job.plan.momentum,
         seed=mix_seed(job.plan.seed, job.device_id, job.round_id),
     )
-    local = fine_tune(mine, answers, params, head, recipe)
-    owed, note = np.zeros(head.num_params, np.float32), ""
-    if kept_residual is not None:
-        try:
-            owed = residual.load_residual(kept_residual, head.num_params)
-        except sparse.CodecError as error:
-            note = str(error)
-    keep = min(job.plan.keep_count, head.num_params)
-    payload, left = residual.step(local - params, owed, keep, job.plan.value_bits, job.plan.clip_norm)
+    tuned = fine_tune(graph, suffix, np.concatenate([mine, old[0]]), np.concatenate([answers, old[1]]), recipe)
+    owed, note = _owed(job, frame, kept_residual)
+    payload, left = _code(job, frame, tuned.params, params, owed)
     answer = Answer(
         payload=payload,
         num_examples=len(answers),
         held_out_correct=score.correct,
         held_out_count=score.count,
-        loss_before=evaluate(mine, answers, params, head).loss,
-        loss_after=evaluate(mine, answers, local, head).loss,
+        loss_before=evaluate(graph, suffix, mine, answers).loss,
+        loss_after=evaluate(frame.graph_with(tuned.params), suffix, mine, answers).loss,
         note=note,
     )
     return Trained(left, answer)
+
+
+def _features(
+    base: Base, frame: Frame, examples: Arrays, keeping: Keeping | None, *, seed: int, held_out_rate: float
+) -> tuple[NDArray[Any], tuple[NDArray[Any], NDArray[Any]]]:
+    """The features of the labelled windows; and (features, labels) of some that are in the store no more."""
+    import numpy as np
+
+    from edge_agent.feature_cache import FeatureCache, features_through_cache
+    from engine import frozen
+    from engine.models.cuts import frozen_digest
+
+    known, suffix = examples.labels >= 0, frame.suffix
+    windows, labels, numbers = examples.windows[known], examples.labels[known], examples.numbers[known]
+
+    def compute(some: NDArray[Any]) -> NDArray[Any]:
+        return frozen.features(base.model, frame.graph, suffix, some)
+
+    if keeping is None or not keeping.bytes_max or suffix.entering in frame.graph.inputs:
+        features = compute(windows)
+        return features, (features[:0], labels[:0])
+    entering = frame.graph.tensors[suffix.entering]
+    digest = frozen_digest(frame.graph, suffix.cut, suffix.entering)
+    cache = FeatureCache(keeping.path, digest, entering.shape[1:], entering.dtype, keeping.bytes_max)
+    features = features_through_cache(cache, numbers, labels, windows, compute)
+    stored = set(examples.numbers.tolist())
+    old = cache.replayed(
+        keeping.replay, seed, lambda number: number not in stored and not is_held_out(number, held_out_rate)
+    )
+    return features, (old.features, old.labels.astype(np.asarray(labels).dtype))
+
+
+def _check_plan(job: Job, frame: Frame) -> None:
+    """Refuse a plan that was made for another model."""
+    from engine.codec.payload import lane_of
+
+    plan, suffix = job.plan, frame.suffix
+    if suffix.num_params != plan.num_params or frame.lane != lane_of(plan.value_bits):
+        raise TrainerError(
+            f"the plan trains {plan.num_params} {lane_of(plan.value_bits)} params, but {plan.train} of the model of "
+            f"version {job.base_version} has {suffix.num_params} {frame.lane}: the plan is for another model"
+        )
+
+
+def _owed(job: Job, frame: Frame, kept: bytes | None) -> tuple[Any, str]:
+    """What earlier rounds owe, int32 or float32 [P], and what to tell the owner if that is lost."""
+    import numpy as np
+
+    from engine.codec.header import CodecError
+    from engine.codec.residual import load_residual
+
+    size, note = frame.suffix.num_params, ""
+    if kept is not None:
+        try:
+            return load_residual(kept, size, frame.lane, job.plan.scale_epoch), note
+        except CodecError as error:
+            note = str(error)
+    return np.zeros(size, np.int32 if frame.lane == "int8" else np.float32), note
+
+
+def _code(job: Job, frame: Frame, local: Any, params: Any, owed: Any) -> tuple[bytes, Any]:
+    """The update's payload, and what stays owed."""
+    import numpy as np
+
+    from engine.codec import residual
+
+    plan = job.plan
+    k = min(plan.keep_count, frame.suffix.num_params)
+    if frame.lane == "float32":
+        return residual.step(local - params, owed, k, plan.value_bits, plan.clip_norm)
+    steps = local.astype(np.int64) - params
+    return residual.step_exact(steps, owed, frame.unit, frame.scale, k=k, clip_norm=plan.clip_norm)
 
 
 def main() -> int:
@@ -155,9 +239,10 @@ def _run(task: Task) -> Answer:
         except BlockingIOError:
             return Answer(reason=f"another trainer works under {root}: one state directory, one trainer")
         try:
-            taken = _load_libraries()
-            if taken >= limit:
-                return Answer(reason=f"out of memory: the plan allows {limit >> 20} MB, libraries take {taken >> 20}")
+            taken, arena = _load_libraries(), task.job.plan.trainer_arena_bytes
+            if taken + arena >= limit:
+                why = f"libraries take {taken >> 20} and training {arena >> 20}"
+                return Answer(reason=f"out of memory: the plan allows {limit >> 20} MB, {why}")
             resource.setrlimit(resource.RLIMIT_DATA, (limit, unlimited[1]))
             return _train_and_keep(task, root)
         except MemoryError:
@@ -173,12 +258,8 @@ def _load_libraries() -> int:
     """Import what training needs; return how many bytes this process has allocated since it began (VmData)."""
     import numpy as np
 
-    import engine.codec.residual
-    import engine.models.interpreter
-    import engine.train
     from engine.kernels.optimize import all_finite
 
-    engine.models.interpreter.runtime_name()
     all_finite(np.zeros(1, np.float32))  # the first kernel brings the compiler, and whatever that finds to import
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("VmData:"):
@@ -187,22 +268,24 @@ def _load_libraries() -> int:
 
 
 def _train_and_keep(task: Task, root: Path) -> Answer:
-    from engine.codec.sparse import CodecError
+    from engine.codec.header import CodecError
+    from engine.codec.residual import dump_residual
     from engine.train import TrainingError
 
     job = task.job
     kept = flash.read_file(flash.residual_path(root, job.residual_round_id)) if job.residual_round_id else None
     try:
         base = Base(_content(root, job, MODEL_FILE), _content(root, job, PARAMS_FILE))
-        trained = train(job, base, read_arrays(Path(task.samples_path)), kept, task.held_out_rate)
+        keeping = Keeping(root / "features", task.features_bytes_max, task.replay)
+        examples = read_arrays(Path(task.samples_path))
+        trained = train(job, base, examples, kept, task.held_out_rate, keeping=keeping)
     except (TrainerError, SamplesError, TrainingError, CodecError, ValueError) as error:  # ModelError is a ValueError
         return Answer(reason=str(error))
     note = trained.answer.note
     if job.residual_round_id and kept is None:
         note = f"the residual of round {job.residual_round_id} is gone from flash: what was owed is lost"
-    from engine.codec.residual import dump_residual
-
-    flash.write_file(flash.residual_path(root, job.round_id), dump_residual(trained.residual))
+    residual = dump_residual(trained.residual, job.plan.scale_epoch)
+    flash.write_file(flash.residual_path(root, job.round_id), residual)
     return msgspec.structs.replace(trained.answer, note=note)
 
 

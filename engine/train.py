@@ -1,40 +1,42 @@
-"""Local fine-tuning: features, labels and the published parameters in, the device's own parameters out.
+"""Local fine-tuning: features, labels and a model file's graph in, the tuned constants out.
 
-The frozen part of a model has already turned samples into features; what trains here is the head, a chain of dense
-layers. One call is one round's work on one device: shuffle, forward, loss, backward, step, for some epochs. Momentum
-starts at zero in every call and is forgotten afterwards.
+The frozen part of a model has already turned windows into features (`engine/frozen.py`); what trains is the rest, in
+the file's own numbers: int8 weights are int8 all the while, and each step rounds them stochastically. One call is one
+round's work on one device: shuffle, forward, loss, backward, step, for some epochs. Momentum starts at zero in every
+call and is forgotten afterwards.
 
-The same inputs give the same bits on every processor: all arithmetic is in `engine.kernels` in a fixed order, and the
-order of the examples comes from the recipe's seed. Parameters travel flat, float32 [P]: per layer W [outputs][inputs]
-row by row, then the bias. While training they lie in one flat vector too, but with W as [inputs][outputs], which is
-the layout the kernels are fast in; `_lay_out` and `_hand_back` go between the two.
+The same inputs give the same bits on every processor: all arithmetic is in `engine.kernels` in a fixed order, the
+order of the examples comes from the recipe's seed, and so does the rounding, entry by entry.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.kernels.dense import dense_backward, dense_backward_inputs, dense_forward
-from engine.kernels.loss import largest_logit, softmax_backward, softmax_forward
-from engine.kernels.optimize import all_finite, sgd_step
+from engine.kernels.loss import largest_logit, mse_forward, softmax_forward
+from engine.kernels.optimize import all_finite
 from engine.kernels.shuffle import shuffle
+from engine.models.scheme import params_of
+from engine.program import Runner, Training
+from engine.recording import Descent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Mapping
+    from typing import TypeAlias
 
     from numpy.typing import NDArray
 
-    from engine.models.plan import Head
+    from engine.models.graph import Graph
+    from engine.models.scheme import Suffix
 
-    Floats = NDArray[np.float32]
-    Labels = NDArray[np.int32]
+    Labels: TypeAlias = NDArray[np.int32]
 
-EVALUATION_BATCH = 256
+EVALUATION_BATCH = 64
 
 
 class TrainingError(Exception):
@@ -43,7 +45,7 @@ class TrainingError(Exception):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to fine-tune. `seed` is `mix_seed(plan seed, device, round)`; `learning_rate` is the device's own step."""
+    """How to fine-tune. `seed` is `mix_seed(plan seed, device, round)`; `learning_rate` that of real-valued weights."""
 
     epochs: int
     batch_size: int
@@ -53,8 +55,36 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """Where a fine-tuning is: steps done of all, and the mean loss of the epoch so far."""
+
+    epoch: int
+    steps_done: int
+    steps_in_all: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What came of it: `constants` to patch into the file, by tensor, and the same as flat `params` [P].
+
+    `losses` are each epoch's mean losses, every batch's taken before its step; `saturated` counts how often an int8
+    weight wanted to leave [-127, 127]; `memory_bytes` is the arena in which it trained.
+    """
+
+    constants: dict[int, NDArray[Any]]
+    params: NDArray[Any]
+    losses: tuple[float, ...]
+    saturated: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
 class Score:
-    """How well parameters do on labelled features: right answers, examples, mean cross-entropy in nats."""
+    """How well a model does on labelled features: right answers, examples, mean cross-entropy in nats.
+
+    For real-valued targets `correct` is 0 and the loss is the mean squared error.
+    """
 
     correct: int
     count: int
@@ -62,178 +92,105 @@ class Score:
 
 
 def mix_seed(plan_seed: int, device_id: str, round_id: int) -> int:
-    """Give a seed in [0, 2^64): SHA-256 of the three, so that no two devices or rounds share a shuffle."""
+    """Give a seed in [0, 2^64): SHA-256 of the three, so that no two devices or rounds share a shuffle or rounding."""
     text = f"{plan_seed}\n{round_id}\n{device_id}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def fine_tune(features: Floats, labels: Labels, params: Floats, head: Head, recipe: Recipe) -> Floats:
-    """Train the head on `features` [n, d] with `labels` int [n], starting at `params` [P].
+def fine_tune(
+    graph: Graph,
+    suffix: Suffix,
+    features: NDArray[Any],
+    targets: NDArray[Any],
+    recipe: Recipe,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+) -> Tuned:
+    """Train `suffix` from the file's own constants on `features` [n, ...], as stored at the cut.
 
-    Returns:
-        New parameters, float32 [P]; `params` is left alone. The update is `local - global`.
+    `targets` are labels, integers [n], or float32 [n, d] for a model that answers with d real numbers (then the loss
+    is the mean squared error). `progress` is told about every step.
 
     Raises:
         TrainingError: no examples, a recipe or shapes that do not fit, NaN or infinite numbers in or out.
+        ModelError: an operator that cannot train.
     """
     _check_recipe(recipe)
-    features, labels = _check_data(features, labels, head)
-    count = len(labels)
+    count = len(features)
     if count == 0:
         raise TrainingError("There is nothing to train on: this device has no labelled samples.")
-    net = _lay_out(_check_params(params, head), head, min(recipe.batch_size, count))
-    rate, momentum = np.float32(recipe.learning_rate), np.float32(recipe.momentum)
+    regression = targets.dtype == np.float32
+    batch = min(recipe.batch_size, count)
+    descent = Descent(recipe.learning_rate, recipe.momentum)
+    training = Training(graph, suffix, descent, batch=batch, seed=recipe.seed, regression=regression)
+    features, targets = _checked(graph, suffix, features, targets, training.classes)
     order = np.arange(count, dtype=np.int64)
+    losses, done, in_all = [], 0, recipe.epochs * -(-count // batch)
     for epoch in range(recipe.epochs):
         shuffle(order, np.uint64(recipe.seed), np.uint64(epoch * count))
-        for start in range(0, count, recipe.batch_size):
-            chosen = order[start : start + recipe.batch_size]
-            if not math.isfinite(_gradient(net, features, labels, chosen)):
+        total = 0.0
+        for start in range(0, count, batch):
+            chosen = order[start : start + batch]
+            total += training.step(features, targets, chosen)
+            if not math.isfinite(total):
                 raise _diverged(recipe)
-            sgd_step(net.flat, net.velocity, net.grad, rate, momentum)
-    local = _hand_back(net)
-    if not all_finite(local):
+            done += 1
+            if progress is not None:
+                progress(Progress(epoch, done, in_all, total / min(start + batch, count)))
+        losses.append(total / count)
+    if not training.is_sound():
         raise _diverged(recipe)
-    return local
+    constants = training.changed()
+    params = params_of(with_constants(graph, constants), suffix)
+    return Tuned(constants, params, tuple(losses), training.saturated, training.num_bytes)
 
 
-def evaluate(features: Floats, labels: Labels, params: Floats, head: Head) -> Score:
-    """Score `params` [P] on `features` [n, d] and `labels` int [n]; no examples give Score(0, 0, 0.0).
+def evaluate(graph: Graph, suffix: Suffix, features: NDArray[Any], targets: NDArray[Any]) -> Score:
+    """Score the graph's answer, as deployed, on `features` [n, ...] and `targets`; none give Score(0, 0, 0.0).
 
     Raises:
         TrainingError: shapes that do not fit, or NaN or infinite numbers.
     """
-    features, labels = _check_data(features, labels, head)
+    runner = Runner(graph, suffix.answer, first=suffix.cut, entering=suffix.entering, batch=EVALUATION_BATCH)
+    count = len(features)
+    answer = graph.tensors[suffix.answer]
+    width = math.prod(answer.shape[1:])
+    features, targets = _checked(graph, suffix, features, targets, width)
     correct, loss = 0, 0.0
-    answers = np.empty(EVALUATION_BATCH, dtype=np.int32)
-    for net, rows in _forward_all(features, params, head):
-        size = rows.stop - rows.start
-        logits = net.outputs[-1][:size]
-        part = softmax_forward(logits, labels[rows], net.probabilities[:size])
-        if not math.isfinite(part):
-            raise TrainingError("The model's outputs are not finite: its parameters or features are too large.")
-        largest_logit(logits, answers[:size])
-        correct += int(np.count_nonzero(answers[:size] == labels[rows]))
-        loss += float(part)
-    count = len(labels)
+    for start in range(0, count, EVALUATION_BATCH):
+        stop = min(start + EVALUATION_BATCH, count)
+        real = real_values(answer, runner(features[start:stop]).reshape(stop - start, width))
+        mine = targets[start:stop].copy()
+        if targets.dtype == np.float32:
+            loss += float(mse_forward(real, mine))
+            continue
+        guesses = np.empty(stop - start, np.int32)
+        largest_logit(real, guesses)
+        correct += int(np.count_nonzero(guesses == mine))
+        loss += float(softmax_forward(real, mine, np.empty(real.shape, np.float64)))
+    if not math.isfinite(loss):
+        raise TrainingError("The model's outputs are not finite: its parameters or features are too large.")
     return Score(correct, count, loss / count if count else 0.0)
 
 
-def predict(features: Floats, params: Floats, head: Head) -> Labels:
-    """Give the most likely class of each row of `features` [n, d] as int32 [n]; of equals the lowest.
-
-    Raises:
-        TrainingError: shapes that do not fit, or NaN or infinite numbers going in.
-    """
-    features, _ = _check_data(features, np.zeros(len(features), dtype=np.int32), head)
-    answers = np.empty(len(features), dtype=np.int32)
-    for net, rows in _forward_all(features, params, head):
-        largest_logit(net.outputs[-1][: rows.stop - rows.start], answers[rows])
-    return answers
-
-
-@dataclass(frozen=True)
-class _Net:
-    """A head laid out for training: flat vectors, views of them per layer, and room for one batch."""
-
-    head: Head
-    flat: Floats
-    grad: Floats
-    velocity: Floats
-    weights: list[Floats]  # views of flat, [inputs][outputs] per layer
-    biases: list[Floats]
-    grad_weights: list[Floats]  # views of grad
-    grad_biases: list[Floats]
-    turned: list[Floats]  # [outputs][inputs] copies for dense_backward_inputs; unused for the first layer
-    relu: list[bool]
-    batch: Floats
-    labels: Labels
-    outputs: list[Floats]
-    grad_outputs: list[Floats]
-    probabilities: NDArray[np.float64]
-
-
-def _lay_out(params: Floats, head: Head, batch: int) -> _Net:
-    flat, grad, velocity = (np.zeros(head.num_params, dtype=np.float32) for _ in range(3))
-    net = _Net(
-        head=head,
-        flat=flat,
-        grad=grad,
-        velocity=velocity,
-        weights=[view for view, _ in _views(flat, head, turned=True)],
-        biases=[view for _, view in _views(flat, head, turned=True)],
-        grad_weights=[view for view, _ in _views(grad, head, turned=True)],
-        grad_biases=[view for _, view in _views(grad, head, turned=True)],
-        turned=[np.empty((layer.outputs, layer.inputs), dtype=np.float32) for layer in head.layers[1:]],
-        relu=[layer.activation == "RELU" for layer in head.layers],
-        batch=np.empty((batch, head.layers[0].inputs), dtype=np.float32),
-        labels=np.empty(batch, dtype=np.int32),
-        outputs=[np.empty((batch, layer.outputs), dtype=np.float32) for layer in head.layers],
-        grad_outputs=[np.empty((batch, layer.outputs), dtype=np.float32) for layer in head.layers],
-        probabilities=np.empty((batch, head.layers[-1].outputs), dtype=np.float64),
+def with_constants(graph: Graph, constants: Mapping[int, NDArray[Any]]) -> Graph:
+    """Give the graph with other constants, by tensor: what a patched file would read as."""
+    return replace(
+        graph,
+        tensors=tuple(
+            replace(tensor, data=constants[tensor.index]) if tensor.index in constants else tensor
+            for tensor in graph.tensors
+        ),
     )
-    for (given, bias), weights, place in zip(_views(params, head, turned=False), net.weights, net.biases, strict=True):
-        np.copyto(weights, given.T)
-        np.copyto(place, bias)
-    return net
 
 
-def _hand_back(net: _Net) -> Floats:
-    params = np.empty_like(net.flat)
-    for (place, bias), weights, given in zip(
-        _views(params, net.head, turned=False), net.weights, net.biases, strict=True
-    ):
-        np.copyto(place, weights.T)
-        np.copyto(bias, given)
-    return params
-
-
-def _views(flat: Floats, head: Head, *, turned: bool) -> Iterator[tuple[Floats, Floats]]:
-    """Give (weights, bias) of each layer as views; `turned` is the training layout [inputs][outputs]."""
-    start = 0
-    for layer in head.layers:
-        middle = start + layer.outputs * layer.inputs
-        stop = middle + layer.outputs
-        shape = (layer.inputs, layer.outputs) if turned else (layer.outputs, layer.inputs)
-        yield flat[start:middle].reshape(shape), flat[middle:stop]
-        start = stop
-
-
-def _forward(net: _Net, size: int) -> None:
-    inputs = net.batch[:size]
-    for weights, bias, relu, outputs in zip(net.weights, net.biases, net.relu, net.outputs, strict=True):
-        dense_forward(inputs, weights, bias, relu, outputs[:size])
-        inputs = outputs[:size]
-
-
-def _gradient(net: _Net, features: Floats, labels: Labels, chosen: NDArray[np.int64]) -> float:
-    """Fill net.grad with the gradient of the mean loss over the `chosen` rows; give their summed loss."""
-    size = len(chosen)
-    # mode="clip" only spares NumPy a copy of `out`; every index is in range
-    np.take(features, chosen, axis=0, out=net.batch[:size], mode="clip")
-    np.take(labels, chosen, out=net.labels[:size], mode="clip")
-    _forward(net, size)
-    loss: float = softmax_forward(net.outputs[-1][:size], net.labels[:size], net.probabilities[:size])
-    softmax_backward(net.probabilities[:size], net.labels[:size], net.grad_outputs[-1][:size])
-    for depth in range(len(net.weights) - 1, -1, -1):
-        inputs = net.outputs[depth - 1][:size] if depth else net.batch[:size]
-        outputs, grad_outputs = net.outputs[depth][:size], net.grad_outputs[depth][:size]
-        dense_backward(inputs, outputs, net.relu[depth], grad_outputs, net.grad_weights[depth], net.grad_biases[depth])
-        if depth:
-            np.copyto(net.turned[depth - 1], net.weights[depth].T)
-            dense_backward_inputs(net.turned[depth - 1], grad_outputs, net.grad_outputs[depth - 1][:size])
-    return loss
-
-
-def _forward_all(features: Floats, params: Floats, head: Head) -> Iterator[tuple[_Net, slice]]:
-    """Run the head over all rows, a batch at a time; the outputs of `net` belong to the slice that comes with it."""
-    net = _lay_out(_check_params(params, head), head, min(EVALUATION_BATCH, len(features)))
-    for start in range(0, len(features), EVALUATION_BATCH):
-        rows = slice(start, min(start + EVALUATION_BATCH, len(features)))
-        size = rows.stop - rows.start
-        np.copyto(net.batch[:size], features[rows])
-        _forward(net, size)
-        yield net, rows
+def real_values(tensor: Any, stored: NDArray[Any]) -> NDArray[np.float32]:
+    """Turn what is stored of an activation into real numbers: (stored - zero point) * scale, float32."""
+    if stored.dtype == np.float32:
+        return stored
+    zero = np.float32(tensor.zero_point[0] if len(tensor.zero_point) else 0)
+    real: NDArray[np.float32] = (stored.astype(np.float32) - zero) * np.float32(tensor.scale[0])
+    return real
 
 
 def _check_recipe(recipe: Recipe) -> None:
@@ -250,33 +207,37 @@ def _check_recipe(recipe: Recipe) -> None:
         raise TrainingError("The recipe's seed must be in [0, 2^64): use mix_seed.")
 
 
-def _check_data(features: Floats, labels: Labels, head: Head) -> tuple[Floats, Labels]:
-    width, classes = head.layers[0].inputs, head.layers[-1].outputs
-    if features.ndim != 2 or features.shape[1] != width:
-        raise TrainingError(f"Features have shape {features.shape}, but the head reads {width} a row.")
-    if labels.shape != (len(features),):
-        raise TrainingError(f"There are {len(features)} rows of features and labels of shape {labels.shape}.")
-    # fresh, writable, contiguous copies: a kernel is compiled once per memory layout, and there shall be one
-    features = np.array(features, dtype=np.float32, order="C")
-    whole = np.array(labels, dtype=np.int64)
-    if len(whole) and (whole.min() < 0 or whole.max() >= classes):
-        raise TrainingError(f"A label lies outside 0 .. {classes - 1}: the data belongs to another model.")
-    if not all_finite(features.reshape(-1)):
+def _checked(
+    graph: Graph, suffix: Suffix, features: NDArray[Any], targets: NDArray[Any], width: int
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Give features and targets as kernels take them, fresh and contiguous, after a look at every one."""
+    entering = graph.tensors[suffix.entering]
+    if features.shape[1:] != entering.shape[1:] or features.dtype != np.dtype(entering.dtype):
+        raise TrainingError(
+            f"Features are {features.dtype} {features.shape}, but {entering.dtype} {entering.shape[1:]} a window enter."
+        )
+    features = np.array(features, order="C")
+    if features.dtype == np.float32 and not all_finite(features.reshape(-1)):
         raise TrainingError("A feature is NaN or infinite: look at the samples or their normalisation.")
+    if targets.dtype == np.float32:
+        if targets.shape != (len(features), width):
+            raise TrainingError(
+                f"Targets have the shape {targets.shape}, but the model gives {width} numbers a window."
+            )
+        targets = np.array(targets, order="C")
+        if not all_finite(targets.reshape(-1)):
+            raise TrainingError("A target is NaN or infinite: look at the samples.")
+        return features, targets
+    if targets.shape != (len(features),):
+        raise TrainingError(f"There are {len(features)} rows of features and labels of shape {targets.shape}.")
+    whole = np.array(targets, dtype=np.int64)
+    if len(whole) and (whole.min() < 0 or whole.max() >= width):
+        raise TrainingError(f"A label lies outside 0 .. {width - 1}: the data belongs to another model.")
     return features, whole.astype(np.int32)
-
-
-def _check_params(params: Floats, head: Head) -> Floats:
-    if params.shape != (head.num_params,):
-        raise TrainingError(f"There are parameters of shape {params.shape}, but the head has {head.num_params}.")
-    params = np.array(params, dtype=np.float32, order="C")
-    if not all_finite(params):
-        raise TrainingError("A parameter is NaN or infinite: the model that was received is damaged.")
-    return params
 
 
 def _diverged(recipe: Recipe) -> TrainingError:
     return TrainingError(
-        f"Training diverged: parameters became NaN or infinite within {recipe.epochs} epochs at learning rate "
+        f"Training diverged: a number became NaN or infinite within {recipe.epochs} epochs at learning rate "
         f"{recipe.learning_rate}. Lower the learning rate or the momentum."
     )

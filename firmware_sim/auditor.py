@@ -33,8 +33,9 @@ INVARIANTS: Final = {
     "counted once": "a stored update is counted exactly once by the end, and nothing else is counted",
     "enough": "no round closes with fewer updates than it asked for",
     "cancelled by wish": "a round ends without a version only when the operator cancelled it, else with one",
+    "one scale": "a version counts only updates that count in the scales of the version before",
     "late, then lighter": "an update weighs its examples, at most the plan's limit, less by the root of its staleness",
-    "finished, then counted": "a finished update is counted exactly once, or refused for a fault of the device's own",
+    "finished, then counted": "a finished update is counted once, but for faulty ones and those of older scales",
     "outbox kept": "an outbox is emptied only after a receipt that names its digest was delivered",
     "true model": "a training reads exactly the files of the version that its update names",
     "true residual": "a training begins with the residual that the last counted update left",
@@ -173,7 +174,9 @@ class Auditor:
             if row.status == "closed" and not row.is_cancelled and members[row.model_version] < row.updates_min:
                 _fail("enough", f"round {row.round_id} closed with {members[row.model_version]} of {row.updates_min}")
         for key, counted in database.counted.items():
-            update = self._updates[key].update
+            update, epoch = self._updates[key].update, database.rounds[key[1]].plan.scale_epoch
+            if epoch != database.lineage[counted.model_version - 2].manifest.scale_epoch:
+                _fail("one scale", f"version {counted.model_version} counts round {key[1]}, which is of epoch {epoch}")
             staleness = counted.model_version - 1 - update.base_version
             most = min(update.num_examples, database.rounds[key[1]].plan.num_examples_max)
             expected = max(1, most * round(16 / math.sqrt(1 + staleness)) // 16)
@@ -191,8 +194,14 @@ class Auditor:
                 continue
             receipt = self._verdicts[device].get(digest_of(sent.sealed))
             is_faulty = witness.decode(sent.update.payload) is None
+            if receipt is not None and receipt.verdict == "stale" and self._is_of_older_scales(round_id):
+                continue
             if not is_faulty or receipt is None or receipt.verdict != "refused":
                 _fail("finished, then counted", f"round {round_id} of {device} is not, its receipt is {receipt}")
+
+    def _is_of_older_scales(self, round_id: int) -> bool:
+        database = self._world.database
+        return database.rounds[round_id].plan.scale_epoch < database.lineage[-1].manifest.scale_epoch
 
     def check_everyone(self, missing: list[str]) -> None:
         """Nobody who is there was left out after healing."""

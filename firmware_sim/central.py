@@ -1,21 +1,21 @@
-"""The baseline: the same model, head and kernels with all data in one place, as well tuned as we know how.
+"""The baseline: the same model, trainable part and kernels with all data in one place, as well tuned as we know how.
 
 What a fleet reaches is only good or bad beside what it could reach without its constraints. So the baseline sees
-every share at once, starts from the same head, trains with the same kernels, and picks its learning rate and number
+every share at once, starts from the same numbers, trains with the same kernels, and picks its learning rate and number
 of epochs on a fifth of the shares that it sets aside. The test data is scored once, with that choice.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from engine.models.plan import Head
+    from engine.frame import Frame
     from engine.train import Recipe, Score
     from firmware_sim.data import Examples, Shares
 
@@ -37,41 +37,59 @@ class Central:
 
 
 def train_centrally(model: bytes, trained: str, shares: Shares, seed: int) -> Central:
-    """Train the layers `trained` ('last-2') of `model` (.tflite bytes) on all shares together; see the module.
+    """Train what `trained` ('last-2') names of `model` (.tflite bytes) on all shares together; see the module.
 
-    `seed` resets the head exactly as `broker init` does. Raises ModelError or TrainingError of the engine.
+    `seed` resets that part exactly as `broker init` does. Raises ModelError or TrainingError of the engine.
     """
-    from engine.models import interpreter, plan, tflite
-    from engine.train import evaluate, fine_tune
+    from engine import frozen
+    from engine.frame import frame_of
+    from engine.models.scheme import reset_params
 
-    graph = tflite.read(model)
-    head = plan.head_of(graph, trained)
-    start = plan.reset_params(head, seed)
+    frame = frame_of(model, trained)
+    bench = _Bench(frame, reset_params(frame.graph, frame.suffix, seed), seed)
 
-    def seen(examples: Examples) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    def seen(examples: Examples) -> tuple[NDArray[Any], NDArray[np.int32]]:
         windows, labels = examples
-        return interpreter.features(model, graph, head, windows), labels
+        return frozen.features(model, frame.graph, frame.suffix, windows), labels
 
     fleet, test = seen(shares.fleet()), seen(shares.test)
-    rate, epochs = _choose(*fleet, start, head, seed)
-    params = fine_tune(*fleet, start, head, _recipe(rate, epochs, seed))
-    return Central(_rate(evaluate(*test, params, head)), _rate(evaluate(*test, start, head)), rate, epochs)
+    rate, epochs = _choose(bench, *fleet)
+    params = bench.train(*fleet, rate, epochs)
+    return Central(_rate(bench.score(*test, params)), _rate(bench.score(*test, bench.start)), rate, epochs)
 
 
-def _choose(
-    features: NDArray[np.float32], labels: NDArray[np.int32], start: NDArray[np.float32], head: Head, seed: int
-) -> tuple[float, int]:
+@dataclass(frozen=True, eq=False)
+class _Bench:
+    """A model to train from `start` [P], again and again."""
+
+    frame: Frame
+    start: NDArray[Any]
+    seed: int
+
+    def train(self, features: NDArray[Any], labels: NDArray[np.int32], rate: float, epochs: int) -> NDArray[Any]:
+        """The params that come of it."""
+        from engine.train import fine_tune
+
+        graph = self.frame.graph_with(self.start)
+        return fine_tune(graph, self.frame.suffix, features, labels, _recipe(rate, epochs, self.seed)).params
+
+    def score(self, features: NDArray[Any], labels: NDArray[np.int32], params: NDArray[Any]) -> Score:
+        """How good they are."""
+        from engine.train import evaluate
+
+        return evaluate(self.frame.graph_with(params), self.frame.suffix, features, labels)
+
+
+def _choose(bench: _Bench, features: NDArray[Any], labels: NDArray[np.int32]) -> tuple[float, int]:
     """The learning rate and epochs that do best on a fifth set aside; of equals the lower loss, then the cheaper."""
-    from engine.train import evaluate, fine_tune
-
-    order = np.random.default_rng(seed).permutation(len(labels))
+    order = np.random.default_rng(bench.seed).permutation(len(labels))
     cut = round(len(labels) * VALIDATION_RATE)
     aside, rest = order[:cut], order[cut:]
     ranked = []
     for rate in LEARNING_RATES:
         for epochs in EPOCHS:
-            params = fine_tune(features[rest], labels[rest], start, head, _recipe(rate, epochs, seed))
-            score = evaluate(features[aside], labels[aside], params, head)
+            params = bench.train(features[rest], labels[rest], rate, epochs)
+            score = bench.score(features[aside], labels[aside], params)
             ranked.append((-score.correct, round(score.loss, 4), epochs, rate))
     _, _, epochs, rate = min(ranked)
     return rate, epochs

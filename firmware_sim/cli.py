@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,7 @@ def demo(
 @main.command()
 @click.option("--data", "source", type=_FOLDER, required=True, help="The folder with the data set's files.")
 @click.option("--model", type=_FILE, help="A .tflite that takes its windows. Default: the shipped one that does.")
-@click.option("--train", default="last-2", show_default=True, help="What learns: the last k dense layers.")
+@click.option("--train", default="last-2", show_default=True, help="What learns: last-3, bias-4, blocks-2, full, 9:b.")
 @_shared_options
 @click.option("--out", type=_FOLDER, default="fleet-report", show_default=True, help="Where the report goes.")
 def fleet(
@@ -104,6 +105,50 @@ def data_command(*, source: str, devices: int, out: Path, seed: int, alpha: floa
     counts = sorted(len(labels) for _, labels in shares.devices.values())
     click.echo(f"{dataset.name}: {devices} shares of {counts[0]} to {counts[-1]} windows, {len(shares.test[1])} test")
     click.echo(f"In {out}: device-*.npz and test.npz with x and y (edge-agent samples add --help, broker init --help)")
+
+
+@main.command()
+@click.argument("name", type=click.Choice(["cifar10", "speech"]))
+@click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--data", "source", type=_FOLDER, required=True, help="The folder with the data set's files.")
+@click.option("--shift", type=click.Choice(["contrast", "rot90", "invert", "noise"]), help="Another camera or room.")
+@click.option("--speakers", type=click.IntRange(1), default=12, show_default=True, help="How many voices measure.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+def export(*, name: str, out: Path, source: Path, shift: str | None, speakers: int, seed: int) -> None:
+    """Write the data set NAME to OUT, an .npz for `edge-agent finetune`: CIFAR-10 or Speech Commands."""
+    from firmware_sim import export as exports
+
+    with _spoken():
+        if name == "cifar10":
+            arrays = exports.cifar10(source, shift, seed)
+        else:
+            arrays = exports.speech_commands(source, shift, speakers, seed)
+        click.echo(exports.write(out, arrays))
+
+
+def _bytes_from(_context: click.Context, _option: click.Parameter, text: str) -> int:
+    found = re.fullmatch(r"(\d+)\s*(B|kB|MB|KiB|MiB)?", text.strip())
+    if not found:
+        raise click.BadParameter(f"{text!r} is no size; write 256kB or 2MB")
+    return int(found[1]) * {"kB": 1000, "MB": 10**6, "KiB": 1024, "MiB": 1 << 20}.get(found[2] or "", 1)
+
+
+@main.command()
+@click.argument("model", type=_FILE)
+@click.argument("data", type=_FILE)
+@click.option("--memory", required=True, callback=_bytes_from, help="What training may take, like 256kB or 2MB.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+def scheme(*, model: Path, data: Path, memory: int, seed: int) -> None:
+    """Search which weights of MODEL (.tflite) are worth their memory, on DATA: an .npz with windows and labels.
+
+    Tries every layer's biases and shares of its weights, and prints the best `train` for a plan that fits.
+    """
+    from edge_agent.screen import Screen
+    from firmware_sim import workbench
+
+    with _spoken():
+        found = workbench.find(model, data, memory, seed, Screen())
+    click.echo("\n".join(workbench.lines(found)))
 
 
 @main.command()
@@ -154,7 +199,8 @@ def _spoken() -> Iterator[None]:
     """Turn our sentences into click's one line and status 1, and Ctrl-C into a word and status 130."""
     from broker.mqtt_server import MqttServerError
     from broker.report import ReportError
-    from broker.store import StoreError
+    from broker.sqlite import StoreError
+    from edge_agent.datafile import DataFileError
     from engine.models.graph import ModelError
     from engine.train import TrainingError
     from firmware_sim.data import DataError
@@ -162,7 +208,16 @@ def _spoken() -> Iterator[None]:
 
     try:
         yield
-    except (DataError, FleetError, ModelError, MqttServerError, ReportError, StoreError, TrainingError) as error:
+    except (
+        DataError,
+        DataFileError,
+        FleetError,
+        ModelError,
+        MqttServerError,
+        ReportError,
+        StoreError,
+        TrainingError,
+    ) as error:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
         click.echo("stopped; nothing of it is running any more", err=True)

@@ -1,6 +1,7 @@
 """Real data for a simulated fleet: published sets as they are published, split into private shares.
 
-    load_digits, MNIST with writers, WISDM-51, CIFAR-10  --read-->  Dataset  --share-->  Shares  --write-->  .npz
+    load_digits, MNIST with writers, WISDM-51, CIFAR-10, Speech Commands
+        --read-->  Dataset  --share-->  Shares  --write-->  .npz
 
 No set is shipped: scikit-learn brings the digits, the others are read from a folder that the user names, and which
 set it is shows from the files' names. What makes a share private is the split. Where the set knows people, a device
@@ -168,7 +169,9 @@ def _by_label(
 
 
 def _readers() -> list[tuple[str, Callable[[Path], Dataset]]]:
-    return [(MNIST_FILES[0], _mnist), (WISDM_FILES, _wisdm), (CIFAR_LABELS, _cifar)]
+    from firmware_sim.speech import SPEECH_FILES, read_speech
+
+    return [(MNIST_FILES[0], _mnist), (WISDM_FILES, _wisdm), (CIFAR_LABELS, _cifar), (SPEECH_FILES, read_speech)]
 
 
 def _mnist(directory: Path) -> Dataset:

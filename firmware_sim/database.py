@@ -88,8 +88,9 @@ class Database:
 
     def commit_round(self, commit: CommitRound) -> None:
         """The new version, whom it counts, and the round's end."""
-        self.lineage.append(ModelVersion(commit.manifest, commit.params))
-        self._files[hashlib.sha256(commit.params).digest()] = commit.params
+        self.lineage.append(ModelVersion(commit.manifest, commit.made.params))
+        for content in (commit.made.params, commit.made.model):
+            self._files[hashlib.sha256(content).digest()] = content
         self.counted.update(
             {(m.device_id, m.round_id): Counted(commit.manifest.model_version, m.weight) for m in commit.members}
         )

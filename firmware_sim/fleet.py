@@ -20,8 +20,13 @@ from random import Random
 from typing import TYPE_CHECKING, Final
 
 from broker import mqtt_server
-from broker.config import load, plan_of
+from broker.config import load
+from broker.plans import plan_of
+from broker.registry import params_bytes_of
 from broker.store import Store
+from broker.versions import frame_under
+from engine.frame import frame_of
+from engine.master import Numbers
 from firmware_sim import processes
 from firmware_sim.chaos import Blow, Chaos, Crew, plan
 from firmware_sim.lineage import Lineage, Verdict, judge
@@ -104,7 +109,8 @@ class _Run:
         self._crew = Crew(server, coordinator, agents, self._tap.reconnect)
         self._chaos = Chaos(plan(wish.rounds) if wish.chaos else [], self._crew, wish.seed)
         self._watch: Watch = follow(coordinator.log, {name: program.log for name, program in agents.items()})
-        self._lineage = Lineage(site.params, 1.0)
+        first = Numbers(params_bytes_of(site.first.manifest, site.first.blobs.__getitem__), site.first.remainder)
+        self._lineage = Lineage(frame_of(wish.model, wish.train), first, 1.0)
         self._rows: list[Row] = []
         self._notes: list[str] = []
         self._heard_of_s = time.monotonic()
@@ -166,7 +172,7 @@ class _Run:
         with Store(self._site.store) as store:
             manifest = store.manifest()
             assert manifest is not None, "prepare put a first version into the store"
-            plan_ = plan_of(config, manifest)
+            plan_ = plan_of(config, manifest, frame_under(manifest, config.model.train, store))
             store.request_rounds(plan_, count, config.round.updates_min, 0, config.round.lasts_s * 1000)
         self._requested += count
         self._closed_s = time.monotonic()

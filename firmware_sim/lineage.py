@@ -7,8 +7,9 @@
 The store's word is not enough: a coordinator that adds an update twice may still write down one. So the auditor
 takes the first version's parameters and adds, version by version, the updates that it heard on the wire itself, in
 another order and another grouping than the coordinator. Sums are exact integers, so the result must have the very
-SHA-256 that the version's manifest names. Where it has not, the auditor tries each member out, and twice, and
-says which one was lost or doubled.
+SHA-256 that the version's manifest names; and where the manifest brings a new base file, so must the base that the
+auditor rescales itself. Where it has not, the auditor tries each member out, and twice, and says which one was lost or
+doubled.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from broker.effects import Pending
+from broker.registry import model_of
 from broker.rounds import weigh
-from engine import ring
-from engine.codec import sparse
+from engine import master, ring
+from engine.codec import payload as payloads
+from engine.frame import frame_of
+from engine.master import Numbers
+from engine.rescale import grown
+from wire.messages import MODEL_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
     from broker.rows import StoredUpdate, VersionRow
     from broker.store import Store
     from engine.codec.sparse import Sparse
+    from engine.codec.steps import Steps
+    from engine.frame import Frame
     from wire.messages import Update
 
 
@@ -47,15 +53,16 @@ class Member:
     """One update as a version should count it, with its weight."""
 
     key: tuple[str, int]  # (device_id, round_id)
-    update: Sparse
+    update: Sparse | Steps
     weight: int
 
 
 @dataclass
 class Lineage:
-    """The parameters of one version after the other, recomputed. Starts from version 1's own bytes."""
+    """The numbers of one version after the other, recomputed. Starts from version 1's own."""
 
-    params: bytes
+    frame: Frame
+    numbers: Numbers
     learning_rate: float
     version: int = 1
     proved: list[int] = field(default_factory=list)  # versions with the digest that they should have
@@ -91,38 +98,50 @@ class Lineage:
                 stored.weight,
             )
         pending = weigh(Pending(stored.device_id, stored.round_id, base_version, weight), self.version)
-        size = len(self.params) // 4
-        return Member(
-            (stored.device_id, stored.round_id), sparse.decode(payload, size=size, k_max=size), pending.weight
-        )
+        size = self.frame.suffix.num_params
+        update_ = payloads.decode(payload, self.frame.lane, size=size, k_max=size)
+        return Member((stored.device_id, stored.round_id), update_, pending.weight)
 
     def _check(self, store: Store, row: VersionRow, members: Sequence[Member]) -> None:
-        params = self._add(members)
+        manifest = store.manifest(row.model_version)
+        assert manifest is not None, "a version that is listed has a manifest"
+        base = next(file.digest for file in manifest.files if file.name == MODEL_FILE)
+        grows = base != hashlib.sha256(self.frame.model).digest()
         self.version = row.model_version
-        if hashlib.sha256(params).digest() == row.params_digest:
+
+        def explains(tried: Sequence[Member]) -> bool:
+            frame, numbers = self._add(tried, grows=grows)
+            digests = hashlib.sha256(numbers.published).digest(), hashlib.sha256(frame.model).digest()
+            if digests != (row.params_digest, base):
+                return False
+            self.frame, self.numbers = frame, numbers
+            return True
+
+        if explains(members):
             self.proved.append(row.model_version)
-            self.params = params
             return
         self.wrong.append(row.model_version)
         for at, member in enumerate(members):
             others = [*members[:at], *members[at + 1 :]]
             for found, tried in ((self.left_out, others), (self.doubled, [*members, member])):
-                if tried and hashlib.sha256(self._add(tried)).digest() == row.params_digest:
+                if tried and explains(tried):
                     found.append(member.key)
-                    self.params = self._add(tried)
                     return
         # Nothing explains it: no member of this version is proved. Go on from what the coordinator made of it.
         self.left_out += [member.key for member in members]
-        self.params = store.blob(row.params_digest)
+        self.numbers = Numbers(store.blob(row.params_digest), store.remainder(row.model_version))
+        if grows:
+            self.frame = frame_of(model_of(manifest, store.blob), self.frame.suffix.train)
 
-    def _add(self, members: Sequence[Member]) -> bytes:
-        """The next parameters, summed from the last member to the first, in two groups that are merged."""
-        before = np.frombuffer(self.params, dtype="<f4")
-        groups = [ring.empty(len(before)), ring.empty(len(before))]
+    def _add(self, members: Sequence[Member], *, grows: bool) -> tuple[Frame, Numbers]:
+        """The next numbers, summed from the last member to the first, in two groups that are merged."""
+        size, lane = self.frame.suffix.num_params, self.frame.lane
+        groups = [ring.empty(size, lane), ring.empty(size, lane)]
         for at, member in enumerate(reversed(members)):
             groups[at % 2] = ring.add(groups[at % 2], member.update, member.weight)
         step = ring.mean_step(ring.merge(*groups), self.learning_rate)
-        return (before + step).astype("<f4").tobytes()
+        after, _ = master.advance(self.frame, self.numbers, step)
+        return (grows and grown(self.frame, after)) or (self.frame, after)
 
 
 @dataclass(frozen=True)

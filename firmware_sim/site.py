@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from broker.registry import First
     from firmware_sim.data import Examples, Shares
 
 
@@ -51,19 +52,19 @@ class Wish:
     recipe: Recipe
     rounds: int
     seed: int
-    train: str = "last-2"  # the last k dense layers learn
+    train: str = "last-2"  # what learns
     lasts_s: int = 60
     chaos: bool = True
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where everything lies, and who is who. `params` are version 1's trainable numbers, float32 [P] as bytes."""
+    """Where everything lies, and who is who. `first` is version 1."""
 
     directory: Path
     devices: dict[str, str]  # device id → public key text
     coordinator: str  # public key text
-    params: bytes
+    first: First
 
     @property
     def broker_config(self) -> Path:
@@ -98,8 +99,9 @@ def prepare(wish: Wish, directory: Path, url: str) -> Site:
         device_id: _make_device(wish.fleet, directory / device_id, examples, coordinator=coordinator, url=url)
         for device_id, examples in wish.shares.devices.items()
     }
-    params = _fill_store(wish, directory / "broker" / "broker.db", devices)
-    return Site(directory, devices, coordinator, params)
+    first = registry.first_version(wish.model, wish.model_name, wish.train, wish.seed)
+    _fill_store(first, directory / "broker" / "broker.db", devices)
+    return Site(directory, devices, coordinator, first)
 
 
 def _broker_tables(wish: Wish, url: str) -> dict[str, dict[str, Any]]:
@@ -125,13 +127,11 @@ def _broker_tables(wish: Wish, url: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def _fill_store(wish: Wish, path: Path, devices: Mapping[str, str]) -> bytes:
-    manifest, blobs = registry.first_version(wish.model, wish.model_name, wish.train, wish.seed)
+def _fill_store(first: First, path: Path, devices: Mapping[str, str]) -> None:
     with Store(path) as store, store.transaction():
-        store.put_first_version(manifest, blobs)
+        store.put_first_version(*first)
         for device_id, public in devices.items():
             store.add_device(device_id, public)
-    return registry.params_bytes_of(manifest, blobs.__getitem__)
 
 
 def _make_device(fleet: str, directory: Path, examples: Examples, *, coordinator: str, url: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Final
 
-from broker.coordinator import Coordinator, Identity
+from broker.coordinator import Coordinator
 from broker.effects import (
     Aggregate,
     Aggregated,
@@ -30,6 +30,7 @@ from broker.effects import (
     StoreUpdate,
     Tick,
 )
+from broker.voice import Identity
 from firmware_sim import keyring, witness
 from firmware_sim.link import Line
 from wire import chunks, envelope, topics
@@ -174,7 +175,7 @@ class Station:
             case Aggregate():
                 self._aggregate(effect)
             case CommitRound():
-                self._world.note(keyring.COORDINATOR, f"commits round {effect.row.round_id}", effect.params)
+                self._world.note(keyring.COORDINATOR, f"commits round {effect.row.round_id}", effect.made.params)
                 database.commit_round(effect)
 
     def _publish(self, topic: str, payload: bytes, *, retain: bool) -> None:
@@ -187,8 +188,10 @@ class Station:
         event: Event = AggregateFailed(work.round_id, "out of memory")
         if not world.chance(world.weather.aggregate_fails_rate, "aggregate_fails"):
             rows = [database.updates[member.device_id, member.round_id] for member in work.members]
-            params = database.lineage[-1].params
-            event = Aggregated(work.round_id, witness.add(params, [row.payload for row in rows]), None, None)
+            params = witness.add(database.lineage[-1].params, [row.payload for row in rows])
+            grows = work.may_rescale and world.chance(world.weather.rescale_rate, "rescale")
+            model = witness.base(work.manifest.scale_epoch + 1) if grows else b""
+            event = Aggregated(work.round_id, params, None, None, model=model)
         world.at(takes_ms, self._answer, self.life, event)
 
     def _answer(self, life: int, event: Event) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from engine.codec import sparse
+from engine.codec.payload import count_of
 
 if TYPE_CHECKING:
     from firmware_sim.central import Central
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def numbers(wish: Wish, outcome: Outcome, central: Central) -> dict[str, Any]:
     """Everything that `summary.json` holds. Bytes are bytes, mb are 10^6 bytes, rates are between 0 and 1."""
     verdict, sizes = outcome.verdict, outcome.sealed_bytes
-    dense_bytes = len(outcome.site.params)
+    dense_bytes = 4 * outcome.site.first.manifest.num_params  # as most fleets send it: every parameter as float32
     final = next((row.accuracy for row in reversed(outcome.rows) if row.accuracy is not None), 0.0)
     mean = statistics.fmean(sizes) if sizes else 0.0
     return {
@@ -81,7 +81,8 @@ def rows(found: dict[str, Any]) -> tuple[tuple[str, str], ...]:
             "one update",
             (
                 f"{found['update_bytes_mean']:.0f} bytes on the wire, largest {found['update_bytes_max']}: "
-                f"{found['dense_over_update_bytes']:.0f} times less than the {found['dense_bytes']} of a dense one; "
+                f"{found['dense_over_update_bytes']:.0f} times less than the {found['dense_bytes']} of a dense one in "
+                "float32; "
                 f"{found['payload_bits_per_nonzero']:.1f} bits a value, {found['overhead_bytes']} bytes around them"
             ),
         ),
@@ -171,7 +172,7 @@ def _killed(blow: Blow) -> dict[str, Any]:
 
 def _bits_per_nonzero(outcome: Outcome) -> float:
     """Bits of the payload for each value that is in it, header and positions included, over all updates."""
-    values = sum(sparse.describe(update.payload).count for update in outcome.updates.values())
+    values = sum(count_of(update.payload) for update in outcome.updates.values())
     bits = 8 * sum(len(update.payload) for update in outcome.updates.values())
     return bits / values if values else 0.0
 

@@ -54,6 +54,7 @@ class Weather(Struct, frozen=True, forbid_unknown_fields=True):
     coordinator_down_ms_max: int = 1_000
     aggregate_ms_max: int = 200
     aggregate_fails_rate: float = 0.0
+    rescale_rate: float = 0.0  # of sums: the model's scales change, and with them what a step is
     # the training child
     train_ms_max: int = 5_000
     train_fails_rate: float = 0.0

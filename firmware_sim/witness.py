@@ -55,6 +55,11 @@ def admit(payload: bytes, plan: Plan) -> str | None:
     return None if decode(payload) is not None else f"not a witness:\n\t{payload[:40].decode('latin-1')}" + "\x00" * 200
 
 
+def base(scale_epoch: int) -> bytes:
+    """The base file of a scale epoch."""
+    return hashlib.sha512(f"base {scale_epoch}".encode()).digest() * 5
+
+
 def empty(devices: int) -> bytes:
     """The parameters of the first version: nobody is counted."""
     return bytes(8 * devices)

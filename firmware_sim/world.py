@@ -26,7 +26,7 @@ from firmware_sim.link import Server
 from firmware_sim.station import Station
 from firmware_sim.weather import CALM
 from wire import chunks
-from wire.messages import Manifest, Plan
+from wire.messages import MODEL_FILE, PARAMS_FILE, Manifest, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from firmware_sim.weather import Weather
 
 STORY_LINES: Final = 60
-BASE_FILE: Final = "model.tflite"
 LASTS_MS: Final = 180_000
 
 Fate: TypeAlias = Literal["", "cut before", "cut after", "exit before", "exit after"]
@@ -73,7 +72,7 @@ PLAN: Final = Plan(
     momentum=0.0,
     clip_norm=1.0,
     keep_count=1,
-    value_bits=4,
+    value_bits=0,
     seed=7,
     num_examples_min=5,
     num_examples_max=64,
@@ -252,8 +251,8 @@ class World:
 
     def _found(self, fleet: dict[str, str]) -> Database:
         """What `broker init` leaves: version 1 of the model, in small chunks so that fetching takes a while."""
-        base, params = hashlib.sha512(b"base").digest() * 5, witness.empty(len(fleet) + len(self.late))
-        files = (chunks.split(BASE_FILE, base, chunk_bytes=32), chunks.split("params.f32", params))
+        base, params = witness.base(0), witness.empty(len(fleet) + len(self.late))
+        files = (chunks.split(MODEL_FILE, base, chunk_bytes=32), chunks.split(PARAMS_FILE, params))
         manifest = Manifest("witness", 1, 0, PLAN.num_params, files)
         contents = {file.digest: data for file, data in zip(files, (base, params), strict=True)}
         return Database(fleet, ModelVersion(manifest, params), contents)

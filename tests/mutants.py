@@ -35,11 +35,17 @@ FLEET_TESTS = (
 PARALLEL = 2
 TIMEOUT_S = 600
 
+NUMBERS_TESTS = ("tests/engine/test_steps.py", "tests/engine/test_master.py", "tests/edge_agent/test_trainer.py")
+NUMBERS = ("engine/", "edge_agent/trainer.py")  # what those tests are for
 AGENT = "edge_agent/agent.py"
 DOWNLOAD = "edge_agent/download.py"
 COORDINATOR = "broker/coordinator.py"
 ROUNDS = "broker/rounds.py"
 SESSIONS = "broker/sessions.py"
+VOICE = "broker/voice.py"
+TRAINER = "edge_agent/trainer.py"
+MASTER = "engine/master.py"
+RESIDUAL = "engine/codec/residual.py"
 
 
 class Mutant(NamedTuple):
@@ -181,8 +187,9 @@ MUTANTS = (
     ),
     Mutant(
         COORDINATOR,
-        "rounds.members(self._pending.values(), version)",
-        "rounds.members([p for p in self._pending.values() if p.round_id == current.row.round_id], version)",
+        "rounds.members(self._pending.values(), manifest.model_version)",
+        "rounds.members([p for p in self._pending.values() if p.round_id == current.row.round_id], "
+        "manifest.model_version)",
         "drops late updates",
     ),
     Mutant(
@@ -195,14 +202,14 @@ MUTANTS = (
     Mutant(COORDINATOR, "effects: list[Effect] = [StoreEpoch(self._epoch)]", "effects: list[Effect] = []", "no epoch"),
     Mutant(
         COORDINATOR,
-        '[commit, self._share("manifest", self._manifest)]',
-        '[self._share("manifest", self._manifest), commit]',
+        "[commit, self._id.share(self._manifest)]",
+        "[self._id.share(self._manifest), commit]",
         "shows a version before it is committed",
     ),
     Mutant(
         COORDINATOR,
-        "[StoreRound(row), self._share(",
-        "[self._share(",
+        "[StoreRound(row), self._id.share(",
+        "[self._id.share(",
         "opens a round without storing it",
     ),
     Mutant(
@@ -269,13 +276,11 @@ MUTANTS = (
     ),
     Mutant(
         COORDINATOR,
-        'effects += [self._share("manifest", self._manifest), self._share("plan", current.row.plan)]',
+        "effects += [self._id.share(self._manifest), self._id.share(current.row.plan)]",
         "pass",
         "does not say again what the MQTT server lost",
     ),
-    Mutant(
-        COORDINATOR, "verdict, fit_reason(reason)", "verdict, reason[:160]", "lets control characters into a reason"
-    ),
+    Mutant(VOICE, "verdict, fit_reason(reason)", "verdict, reason[:160]", "lets control characters into a reason"),
     Mutant(
         COORDINATOR, "            current.draw_again()\n", "", "holds places in the cohort for devices that are gone"
     ),
@@ -315,6 +320,59 @@ MUTANTS = (
         "_pair(birth) < _pair(known.birth)",
         "False",
         "believes an old birth",
+    ),
+    # scale epochs
+    Mutant(
+        COORDINATOR,
+        "if self._manifest is not None and row.plan.scale_epoch != self._manifest.scale_epoch:",
+        "if False:",
+        "counts steps of other scales: the epoch is not checked",
+    ),
+    Mutant(
+        COORDINATOR,
+        "if done.model and len(self._pending) > len(self._members):",
+        "if False:",
+        "changes the scales under an update that is stored",
+    ),
+    Mutant(
+        COORDINATOR,
+        "plan = msgspec.structs.replace(waiting.plan, scale_epoch=self._manifest.scale_epoch)",
+        "plan = waiting.plan",
+        "opens a round in scales that are over",
+    ),
+    Mutant(
+        COORDINATOR,
+        "scale_epoch=manifest.scale_epoch + bool(done.model)",
+        "scale_epoch=manifest.scale_epoch",
+        "does not count its scale epochs",
+    ),
+    # the numbers
+    Mutant(
+        MASTER,
+        "published = (master + _HALF) >> FRACTION_BITS",
+        "published = master >> FRACTION_BITS",
+        "publishes by truncation",
+    ),
+    Mutant(
+        MASTER,
+        'np.frombuffer(numbers.remainder, dtype="<i2").astype(np.int64)',
+        "0",
+        "makes the master from what was published: what rounding took is gone",
+    ),
+    Mutant(MASTER, "step * frame.unit", "step", "takes a bias's unit for one step"),
+    Mutant(
+        RESIDUAL,
+        "indices, units)), owed",
+        "indices, units)), total",
+        "does not take what was sent out of the residual",
+    ),
+    Mutant(RESIDUAL, "if epoch != scale_epoch:", "if False:", "pays a debt in steps of other scales"),
+    Mutant(RESIDUAL, "    clip_steps(clipped, scale, float(clip_norm))\n", "", "does not clip"),
+    Mutant(
+        TRAINER,
+        "mix_seed(job.plan.seed, job.device_id, job.round_id)",
+        'mix_seed(job.plan.seed, "", job.round_id)',
+        "rounds on every device with one key",
     ),
     # the contract
     Mutant(
@@ -367,9 +425,17 @@ def plant(mutant: Mutant, root: Path) -> None:
 def copy_tree(source: Path, root: Path) -> None:
     """What the tests need; with its byte code, which stays true because times are copied, too."""
     for folder in FOLDERS:
-        ignored = shutil.ignore_patterns("*.tflite", "*.npz")
+        ignored = shutil.ignore_patterns("*.npz")
         shutil.copytree(source / folder, root / folder, ignore=ignored)
     shutil.copy(source / "pyproject.toml", root)
+
+
+def _tests_for(mutant: Mutant | None) -> tuple[str, ...]:
+    if mutant is None:
+        return (*NUMBERS_TESTS, *FLEET_TESTS)
+    if mutant.file.startswith(NUMBERS):
+        return NUMBERS_TESTS
+    return (*WIRE_TESTS, *FLEET_TESTS) if mutant.file.startswith("wire/") else FLEET_TESTS
 
 
 def run(mutant: Mutant | None, tree: Path) -> Result:
@@ -378,11 +444,10 @@ def run(mutant: Mutant | None, tree: Path) -> Result:
     with tempfile.TemporaryDirectory(prefix="mutant-") as name:
         root = Path(name)
         copy_tree(tree, root)
-        is_wire = mutant is not None and mutant.file.startswith("wire/")
-        tests = (*WIRE_TESTS, *FLEET_TESTS) if is_wire else FLEET_TESTS
         if mutant is not None:
             plant(mutant, root)
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider"]
+        tests = _tests_for(mutant)
         environment = {**os.environ, "PYTHONPATH": str(root)}
         try:
             done = subprocess.run(

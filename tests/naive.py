@@ -14,39 +14,6 @@ import numpy as np
 F = np.float32
 
 
-def dense_forward(inputs, weights, bias, relu):
-    outputs = np.empty((len(inputs), len(bias)), F)
-    for b, row in enumerate(inputs):
-        for o in range(len(bias)):
-            total = F(bias[o])
-            for i, x in enumerate(row):
-                total = F(total + F(x * weights[i, o]))
-            outputs[b, o] = F(0) if relu and total < 0 else total
-    return outputs
-
-
-def dense_backward(inputs, outputs, relu, grad_outputs):
-    """Give (gated grad_outputs, grad_weights, grad_bias)."""
-    gated = np.where(outputs > 0, grad_outputs, F(0)) if relu else grad_outputs.copy()
-    grad_weights = np.zeros((inputs.shape[1], outputs.shape[1]), F)
-    grad_bias = np.zeros(outputs.shape[1], F)
-    for o in range(outputs.shape[1]):
-        for b in range(len(inputs)):
-            grad_bias[o] = F(grad_bias[o] + gated[b, o])
-            for i in range(inputs.shape[1]):
-                grad_weights[i, o] = F(grad_weights[i, o] + F(inputs[b, i] * gated[b, o]))
-    return gated, grad_weights, grad_bias
-
-
-def dense_backward_inputs(weights_t, grad_outputs):
-    grad_inputs = np.zeros((len(grad_outputs), weights_t.shape[1]), F)
-    for b, row in enumerate(grad_outputs):
-        for i in range(weights_t.shape[1]):
-            for o, g in enumerate(row):
-                grad_inputs[b, i] = F(grad_inputs[b, i] + F(g * weights_t[o, i]))
-    return grad_inputs
-
-
 def exp_negative(x):
     with localcontext() as context:
         context.prec = 40
@@ -227,21 +194,3 @@ def scatter_add(total, indices, values, weight):
         away = math.floor(abs(exact) + Fraction(1, 2))
         total[index] += weight * (away if exact >= 0 else -away)
     return total
-
-
-def mean_loss(params, layers, features, labels):
-    """Give the mean cross-entropy of a head in float64, straight from the flat parameters."""
-    total = 0.0
-    for row, label in zip(features, labels, strict=True):
-        values, start = [float(x) for x in row], 0
-        for layer in layers:
-            middle = start + layer.outputs * layer.inputs
-            rows = [params[start + o * layer.inputs : start + (o + 1) * layer.inputs] for o in range(layer.outputs)]
-            sums = [
-                sum(w * x for w, x in zip(row_of, values, strict=True)) + params[middle + o]
-                for o, row_of in enumerate(rows)
-            ]
-            values = [max(s, 0.0) for s in sums] if layer.activation == "RELU" else sums
-            start = middle + layer.outputs
-        total += math.log(sum(math.exp(v - max(values)) for v in values)) + max(values) - values[label]
-    return total / len(labels)

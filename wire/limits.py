@@ -21,6 +21,7 @@ CBOR_ITEMS_MAX: Final = 8192
 PARAMS_MAX: Final = 16 * 1024 * 1024
 EXAMPLES_MAX: Final = 1_000_000
 REASON_CHARS_MAX: Final = 160
+TRAIN_CHARS_MAX: Final = 512
 
 # Implementation: ours, and safe to change.
 KEEPALIVE_S: Final = 45  # a dead device is noticed within 68 s (1.5 x keepalive, MQTT 3.1.1 section 3.1.2.10)

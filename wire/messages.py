@@ -34,6 +34,14 @@ Reason: TypeAlias = Annotated[  # no control characters: reasons are shown on te
     str, Meta(max_length=limits.REASON_CHARS_MAX, pattern=r"^[^\x00-\x1f\x7f-\x9f]*\Z")
 ]
 Name: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
+Train: TypeAlias = Annotated[  # last-3, bias-4, blocks-2, full, or a list of operators: 9:b,10:w/4,14:w
+    str,
+    Meta(
+        max_length=limits.TRAIN_CHARS_MAX,
+        pattern=r"^(?:full|(?:last|bias|blocks)-[1-9][0-9]{0,2}"
+        r"|[0-9]{1,5}:(?:b|w(?:/[248])?)(?:,[0-9]{1,5}:(?:b|w(?:/[248])?))*)\Z",
+    ),
+]
 Examples: TypeAlias = Annotated[int, Meta(ge=0, le=limits.EXAMPLES_MAX)]
 
 
@@ -71,7 +79,7 @@ class Plan(Struct, frozen=True, array_like=True, tag="plan"):
     """Coordinator → all, retained: the rules of the rounds that name it by the SHA-256 of its encoding."""
 
     model: Name
-    train: Annotated[str, Meta(pattern=r"^last-[1-9]\Z")]  # the last k dense layers
+    train: Train
     lane: Literal["economy"]
     num_params: Annotated[int, Meta(ge=1, le=limits.PARAMS_MAX)]
     epochs: Annotated[int, Meta(ge=1, le=1000)]
@@ -80,12 +88,14 @@ class Plan(Struct, frozen=True, array_like=True, tag="plan"):
     momentum: Annotated[float, Meta(ge=0.0, lt=1.0)]
     clip_norm: Annotated[float, Meta(gt=0.0, le=1e6)]
     keep_count: Annotated[int, Meta(ge=1, le=limits.PARAMS_MAX)]  # non-zeros of one update
-    value_bits: Annotated[int, Meta(ge=1, le=8)]
+    value_bits: Annotated[int, Meta(ge=0, le=8)]  # 0: whole steps of an int8 model, exactly
     seed: Annotated[int, Meta(ge=0, le=2**53)]
     num_examples_min: Examples  # a device with fewer stays out
     num_examples_max: Annotated[int, Meta(ge=1, le=4096)]  # the weight of a device never exceeds this
     trainer_memory_bytes_max: Annotated[int, Meta(ge=16 << 20, le=2**40)]
     trainer_ms_max: DurationMs
+    scale_epoch: Count = 0  # of the model that the round trains; steps are counted in its scales
+    trainer_arena_bytes: Annotated[int, Meta(ge=0, le=2**40)] = 0  # what training takes beside the program; 0: unknown
 
 
 class Offer(Struct, frozen=True, array_like=True, tag="offer"):
@@ -137,8 +147,8 @@ class Receipt(Struct, frozen=True, array_like=True, tag="receipt"):
     reason: Reason = ""
 
 
-MODEL_FILE: Final = "model.tflite"  # of a version's manifest: the frozen base, the same for every version
-PARAMS_FILE: Final = "params.f32"  # and the trainable parameters, little-endian float32: all that a round changes
+MODEL_FILE: Final = "model.tflite"  # of a version's manifest: the base, the same for all versions of a scale epoch
+PARAMS_FILE: Final = "params.bin"  # and what trains of it, as its own file stores it: all that a round changes
 
 
 class File(Struct, frozen=True, array_like=True):
@@ -165,6 +175,7 @@ class Manifest(Struct, frozen=True, array_like=True, tag="manifest"):
     parent_version: Version
     num_params: Annotated[int, Meta(ge=1, le=limits.PARAMS_MAX)]
     files: Annotated[tuple[File, ...], Meta(min_length=1, max_length=limits.FILES_MAX)]
+    scale_epoch: Count = 0  # grows when the scales of the base change; what counts in older ones is void
 
     def __post_init__(self) -> None:
         """Refuse two files of one name."""

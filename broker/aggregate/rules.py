@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from broker.aggregate.fedavg import FEDAVG
-from engine.codec import sparse
+from engine import master
+from engine.codec import payload
+from engine.codec.header import CodecError
+from engine.models.graph import ModelError
 from engine.ring import RingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from broker.aggregate.rule import Rule
+    from broker.aggregate.rule import Rule, Update
     from broker.effects import Pending
-    from engine.codec.sparse import Sparse
+    from engine.frame import Frame
+    from engine.master import Numbers
 
 RULES: Final[dict[str, Rule]] = {"fedavg": FEDAVG}
 
@@ -31,30 +33,29 @@ def rule_named(name: str) -> Rule:
     return RULES[name]
 
 
-def next_params(
-    params: bytes,
+def next_numbers(
+    frame: Frame,
+    before: Numbers,
     members: Sequence[Pending],
     payload_of: Callable[[str, int], bytes],
+    *,
     rule: Rule,
     learning_rate: float,
-) -> bytes:
-    """Add the step that `rule` makes of the members' updates to `params` (little-endian float32 [P]).
+) -> tuple[Numbers, int]:
+    """Add the step that `rule` makes of the members' updates to a version's numbers; see engine.master.advance.
 
     `payload_of` (device_id, round_id) is asked for one payload at a time: memory does not grow with the members.
     Raises AggregateError when an update cannot be read or added, or when the result is not finite.
     """
-    before = np.frombuffer(params, dtype="<f4")
+    size = frame.suffix.num_params
 
-    def read() -> Iterator[tuple[Sparse, int]]:
+    def read() -> Iterator[tuple[Update, int]]:
         for member in members:
-            payload = payload_of(member.device_id, member.round_id)
-            yield sparse.decode(payload, size=len(before), k_max=len(before)), member.weight
+            content = payload_of(member.device_id, member.round_id)
+            yield payload.decode(content, frame.lane, size=size, k_max=size), member.weight
 
     try:
-        step = rule.finish(rule.add(rule.init(len(before)), read()), learning_rate)
-    except (sparse.CodecError, RingError) as error:
+        step = rule.finish(rule.add(rule.init(size, frame.lane), read()), learning_rate)
+        return master.advance(frame, before, step)
+    except (CodecError, RingError, ModelError) as error:
         raise AggregateError(str(error)) from error
-    after = (before + step).astype("<f4")
-    if not np.isfinite(after).all():
-        raise AggregateError("the next parameters are not finite: the learning rate is too large, or an update is")
-    return after.tobytes()

@@ -14,7 +14,7 @@ from broker.cli.opening import spoken
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--model", "model", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--name", help="The model's name. Default: the name of its file.")
-@click.option("--train", default="last-2", show_default=True, help="What learns: the last k dense layers.")
+@click.option("--train", default="last-2", show_default=True, help="What learns: last-3, bias-4, blocks-2, full, 9:b.")
 @click.option("--reset-seed", type=click.IntRange(0), help="Forget what the trainable layers knew; start at random.")
 @click.option("--fleet", default="fleet", show_default=True, help="The fleet's id: a-z, 0-9 and '-'.")
 @click.option("--mqtt", default="embedded", show_default=True, help="embedded, mqtt://host:1883 or mqtts://host:8883.")

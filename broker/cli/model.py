@@ -66,19 +66,20 @@ def show(version: int, config_path: Path | None, as_json: bool) -> None:
 
 @model.command()
 @click.argument("version", type=click.IntRange(1))
-@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.npz")
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.tflite")
 @config_option
 def export(version: int, out: Path, config_path: Path | None) -> None:
-    """Write the trainable parameters of VERSION to an .npz: `params`, and weights and bias of each layer.
+    """Write VERSION as one .tflite file, with what was learned inside.
 
     Exit status: 0 written, 1 there is no such version or it is too old, 2 wrong usage.
     """
-    from broker.registry import export as to_npz
+    from broker.registry import export as to_tflite
     from broker.views import ViewError, manifest_of
+    from engine.models.graph import ModelError
 
-    with spoken(ViewError, OSError):
+    with spoken(ViewError, ModelError, OSError):
         config = open_config(config_path)
         with open_store(config, read_only=True) as store:
-            data = to_npz(manifest_of(store, version), config.model.train, store.blob)
+            data = to_tflite(manifest_of(store, version), config.model.train, store.blob)
         out.write_bytes(data)
     click.echo(f"Version {version} is in {out}.")

@@ -32,7 +32,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="JSON, for sc
 def spoken(*more: type[Exception]) -> Iterator[None]:
     """Turn configuration and store errors, and those of `more`, into click's one line and status 1."""
     from broker.config import ConfigError
-    from broker.store import StoreError
+    from broker.sqlite import StoreError
 
     kinds: tuple[type[Exception], ...] = (ConfigError, StoreError, *more)
     try:
@@ -62,7 +62,8 @@ def open_config(path: Path | None) -> Config:
 
 def open_store(config: Config, *, read_only: bool) -> Store:
     """Open the fleet's store, which must be there; StoreError otherwise."""
-    from broker.store import Store, StoreError
+    from broker.sqlite import StoreError
+    from broker.store import Store
 
     path = config.path(config.store.path)
     if not path.is_file():

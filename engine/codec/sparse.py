@@ -32,15 +32,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.kernels.gaps import (
-    ENDS_EARLY,
-    OUT_OF_RANGE,
-    PARAMETER_MAX,
-    best_parameter,
-    rice_bits,
-    rice_decode,
-    rice_encode,
+from engine.codec.header import (
+    SIZE_MAX,
+    CodecError,
+    check_counts,
+    check_wanted,
+    read_counts,
+    read_gaps,
+    varint,
+    whole_bytes,
+    write_gaps,
 )
+from engine.kernels.gaps import PARAMETER_MAX, best_parameter
 from engine.kernels.optimize import all_finite
 from engine.kernels.quantize import VALUE_LIMIT, dequantize, pack_codes, quantize, unpack_codes, value_scale
 from engine.kernels.sparsify import choose_largest, pick
@@ -49,13 +52,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FORMAT = 1
-SIZE_MAX = 2**28
 VALUE_BITS_MAX = 8
 _TAIL = struct.Struct("<BBf")
-
-
-class CodecError(Exception):
-    """Bytes that are no update, or numbers that cannot become one; the message says which and where."""
 
 
 @dataclass(frozen=True)
@@ -113,17 +111,16 @@ def decode(payload: bytes, *, size: int, k_max: int) -> Sparse:
         CodecError: the payload is not one that `compress` writes for this size and k_max.
     """
     header = describe(payload)
-    if header.size != size:
-        raise CodecError(f"The update is for {header.size} parameters, but this model trains {size}.")
-    if header.count > k_max:
-        raise CodecError(f"The update holds {header.count} values, but the plan allows {k_max}.")
-    values_bytes = _whole_bytes(header.count * header.value_bits)
+    check_wanted(header.size, header.count, wanted=size, k_max=k_max)
+    values_bytes = whole_bytes(header.count * header.value_bits)
     gaps_bytes = len(payload) - header.header_bytes - values_bytes
     if 8 * gaps_bytes < header.count * (1 + header.parameter):
         raise CodecError(f"The update is cut short: {len(payload)} bytes cannot hold {header.count} values.")
     # a bytearray, because a kernel is compiled anew for memory that may not be written
     body = np.frombuffer(bytearray(payload[header.header_bytes :]), dtype=np.uint8)
-    indices = _read_indices(body[:gaps_bytes], header)
+    indices, used = read_gaps(body[:gaps_bytes], header.parameter, size, header.count)
+    if used != gaps_bytes:
+        raise CodecError(f"The update has {gaps_bytes - used} bytes too many.")
     codes = np.empty(header.count, dtype=np.uint8)
     if not unpack_codes(body[gaps_bytes:], header.value_bits, codes):
         raise CodecError("The padding after the update's values is not zero.")
@@ -138,15 +135,11 @@ def describe(payload: bytes) -> Header:
     Raises:
         CodecError: the header is not one that `compress` writes.
     """
-    if not payload or payload[0] != FORMAT:
-        raise CodecError(f"The update does not start with format {FORMAT}: it is empty or of another version.")
-    size, position = _read_varint(payload, 1)
-    count, position = _read_varint(payload, position)
+    size, count, position = read_counts(payload, FORMAT)
     if len(payload) < position + _TAIL.size:
         raise CodecError("The update ends inside its header.")
     parameter, value_bits, scale = _TAIL.unpack_from(payload, position)
-    if size > SIZE_MAX or count > size:
-        raise CodecError(f"The update claims {count} of {size} parameters.")
+    check_counts(size, count)
     if parameter > PARAMETER_MAX or not 1 <= value_bits <= VALUE_BITS_MAX:
         raise CodecError(f"The update claims Rice parameter {parameter} and {value_bits} bits a value.")
     good = 0.0 < scale <= VALUE_LIMIT if count else (scale == 0.0 and math.copysign(1.0, scale) > 0)
@@ -171,53 +164,9 @@ def _encode(
     codes = np.empty(count, dtype=np.uint8)
     quantize(values, value_bits, scale, codes)
     parameter = best_parameter(indices)
-    gaps = np.zeros(_whole_bytes(rice_bits(indices, parameter)), dtype=np.uint8)
-    rice_encode(indices, parameter, gaps)
-    packed = np.zeros(_whole_bytes(count * value_bits), dtype=np.uint8)
+    packed = np.zeros(whole_bytes(count * value_bits), dtype=np.uint8)
     pack_codes(codes, value_bits, packed)
-    head = bytes([FORMAT]) + _varint(size) + _varint(count) + _TAIL.pack(parameter, value_bits, scale)
+    head = bytes([FORMAT]) + varint(size) + varint(count) + _TAIL.pack(parameter, value_bits, scale)
     sent = np.empty(count, dtype=np.float32)
     dequantize(codes, value_bits, scale, sent)
-    return head + gaps.tobytes() + packed.tobytes(), Sparse(size, indices, sent)
-
-
-def _read_indices(gaps: NDArray[np.uint8], header: Header) -> NDArray[np.uint32]:
-    indices = np.empty(header.count, dtype=np.uint32)
-    bits = rice_decode(gaps, header.parameter, header.size, indices)
-    if bits == OUT_OF_RANGE:
-        raise CodecError(f"An index in the update reaches beyond its {header.size} parameters.")
-    if bits == ENDS_EARLY:
-        raise CodecError("The update's indices are cut short.")
-    if _whole_bytes(bits) != len(gaps):
-        raise CodecError(f"The update has {len(gaps) - _whole_bytes(bits)} bytes too many.")
-    if bits % 8 and gaps[-1] >> (bits % 8):
-        raise CodecError("The padding after the update's indices is not zero.")
-    return indices
-
-
-def _whole_bytes(bits: int) -> int:
-    return (bits + 7) // 8
-
-
-def _varint(number: int) -> bytes:
-    groups = bytearray()
-    while number >= 0x80:
-        groups.append(number & 0x7F | 0x80)
-        number >>= 7
-    groups.append(number)
-    return bytes(groups)
-
-
-def _read_varint(payload: bytes, position: int) -> tuple[int, int]:
-    number = 0
-    for group in range(5):
-        if position >= len(payload):
-            raise CodecError("The update ends inside its header.")
-        byte = payload[position]
-        position += 1
-        number |= (byte & 0x7F) << (7 * group)
-        if byte < 0x80:
-            if byte == 0 and group:
-                raise CodecError("A number in the update's header is longer than it need be.")
-            return number, position
-    raise CodecError("A number in the update's header is longer than five bytes.")
+    return head + write_gaps(indices, parameter) + packed.tobytes(), Sparse(size, indices, sent)

@@ -1,14 +1,92 @@
-"""The one place where Numba and its flags are chosen.
+"""The one place where it is decided how kernels become machine code.
 
-Every kernel is compiled with the same four promises. `fastmath=False`: LLVM may not reorder or contract a sum,
-so x86-64 and aarch64 give the same bits. `error_model="numpy"`: a division by zero is an IEEE infinity, which
-callers look for, and never a Python exception inside a loop. `cache=True`: machine code is kept on disk, so a
-short-lived training child does not compile. `nogil=True`: a coordinator may decode while it listens.
+`kernel("void(float32[:, ::1], int64)")` marks what Python calls, with the exact types it takes; `inner` marks what only
+kernels call. At import one of three is chosen, and `kernels_in_use` says which:
+
+    a build made ahead of time that fits this machine and these sources (`_native.py`): no compiler is loaded;
+    otherwise Numba, which compiles here, at a kernel's first call, and keeps the machine code on disk (`warm.py`);
+    otherwise one line that says what to install.
+
+HEDGEROW_KERNELS forces a choice: `jit`, a target such as `x86-64-v3`, or the path of a build. HEDGEROW_BUILD_TARGET is
+set only while a build is being made, and `TARGET` is then the target of that build.
+
+Both ways the code keeps three promises. `fastmath=False`: LLVM may not reorder or contract a sum, so x86-64 and aarch64
+give the same bits. `error_model="numpy"`: a division by zero is an IEEE infinity, which callers look for, and never a
+Python exception inside a loop. `nogil=True`: other threads run while a kernel does.
 """
 
-try:
-    import numba
-except ImportError as error:
-    raise ImportError("training needs Numba: pip install hedgerow[jit]") from error
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
 
-kernel = numba.njit(cache=True, nogil=True, fastmath=False, error_model="numpy")
+from engine.kernels import _native
+
+_ASKED = os.environ.get("HEDGEROW_KERNELS", "")
+_BUILDING = os.environ.get("HEDGEROW_BUILD_TARGET", "")
+_BUILD = None if _BUILDING or _ASKED == "jit" else _native.find(_ASKED)
+
+NATIVE = _BUILD is not None
+if NATIVE:
+    _library = _native.Library(_BUILD)
+    TARGET = _library.target
+else:
+    try:
+        import numba
+    except ImportError as error:
+        raise ImportError(
+            f"training needs kernels: no build for {_native.machine()} is installed, so pip install hedgerow[jit]"
+        ) from error
+    TARGET = _BUILDING or next(iter(_native.targets()), "x86-64")
+    FLAGS = {"cache": not _BUILDING, "nogil": True, "fastmath": False, "error_model": "numpy"}
+    if _BUILDING:
+        FLAGS |= {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+
+class Kernel:
+    """A kernel that Numba compiles, or loads from its cache, when it is first wanted: loading takes 10 ms each."""
+
+    def __init__(self, function, signature):
+        self.__module__, self.__name__ = function.__module__, function.__name__
+        self.function, self.signature = function, signature
+        self._made = None
+
+    def __repr__(self):
+        return f"<kernel {self.__name__}: {self.signature}>"
+
+    def __call__(self, *arguments):
+        return self.compile()(*arguments)
+
+    def bind(self, *arguments):
+        """Give a call without arguments, which runs on these."""
+        return functools.partial(self.compile(), *arguments)
+
+    def compile(self):
+        """Give what Numba made of the function, for its one signature."""
+        if self._made is None:
+            self._made = numba.njit(self.signature, **FLAGS)(self.function)
+        return self._made
+
+
+def kernel(signature):
+    """Mark a function that Python calls; its arrays are C-contiguous and writable, and the caller allocates them."""
+    if NATIVE:
+        return lambda function: _library.kernel(function.__module__, function.__name__, signature)
+    return lambda function: Kernel(function, signature)
+
+
+def inner(function):
+    """Mark a function that only kernels call; it is compiled into each of them."""
+    return function if NATIVE else numba.njit(**FLAGS)(function)
+
+
+def bind(function: Any, *arguments: Any) -> Callable[[], Any]:
+    """Give a call without arguments that runs the kernel `function` on these, which it keeps alive."""
+    return function.bind(*arguments)
+
+
+def kernels_in_use() -> str:
+    """Say which machine code runs, for people: where it was compiled, and for what."""
+    if NATIVE:
+        return f"{TARGET}, compiled ahead of time"
+    return f"Numba {numba.__version__}, compiled here for {TARGET}"

@@ -12,16 +12,15 @@ The reader trusts nothing: a run of zeros may not be longer than the indices tha
 
 import numpy as np
 
-from engine.kernels._jit import kernel
+from engine.kernels._jit import inner, kernel
 
 PARAMETER_MAX = 30
 ENDS_EARLY = -1
 OUT_OF_RANGE = -2
 
 
-@kernel
-def rice_bits(indices, parameter):
-    """Give the length of the code in bits."""
+@inner
+def _bits(indices, parameter):
     total = indices.shape[0] * (1 + parameter)
     following = 0
     for j in range(indices.shape[0]):
@@ -31,20 +30,26 @@ def rice_bits(indices, parameter):
     return total
 
 
-@kernel
+@kernel("int64(uint32[::1], int64)")
+def rice_bits(indices, parameter):
+    """Give the length of the code in bits."""
+    return _bits(indices, parameter)
+
+
+@kernel("int64(uint32[::1])")
 def best_parameter(indices):
     """Give the parameter 0 .. PARAMETER_MAX with the shortest code."""
     best = 0
-    fewest = rice_bits(indices, 0)
+    fewest = _bits(indices, 0)
     for parameter in range(1, PARAMETER_MAX + 1):
-        bits = rice_bits(indices, parameter)
+        bits = _bits(indices, parameter)
         if bits < fewest:
             fewest = bits
             best = parameter
     return best
 
 
-@kernel
+@kernel("void(uint32[::1], int64, uint8[::1])")
 def rice_encode(indices, parameter, buffer):
     """Write the code into the zeroed `buffer`, which has room for `rice_bits` bits."""
     position = 0
@@ -62,7 +67,7 @@ def rice_encode(indices, parameter, buffer):
             position += 1
 
 
-@kernel
+@kernel("int64(uint8[::1], int64, int64, uint32[::1])")
 def rice_decode(buffer, parameter, size, indices):
     """Fill `indices`; return the bits read, or ENDS_EARLY, or OUT_OF_RANGE when an index would reach `size`."""
     end = 8 * buffer.shape[0]

@@ -1,12 +1,13 @@
-"""Softmax cross-entropy, forward and backward, with an exponential and a logarithm of our own.
+"""Two losses, forward and backward: softmax cross-entropy (its exp and log are our own) and the mean squared error.
 
     forward      p[b, c] = exp(z[b, c] - m[b]) / s[b]        m[b] = max_c z[b, c]    s[b] = sum_c exp(z[b, c] - m[b])
                  loss = sum_b (log s[b] - (z[b, y[b]] - m[b]))
     backward     dz[b, c] = (p[b, c] - [c == y[b]]) / batch
     prediction   the lowest c with the largest z[b, c]
+    mse          loss = sum_b mean_f (o[b, f] - t[b, f])^2      do[b, f] = 2 (o[b, f] - t[b, f]) / (features batch)
 
     logits z and grad_logits dz float32 [batch][classes]; labels y int32 [batch];
-    probabilities p float64 [batch][classes].
+    probabilities p float64 [batch][classes]; outputs o, targets t and grad_outputs do float32 [batch][features].
 
 libm's `expf` differs between C libraries in one result of some millions, which is enough to make two devices
 disagree; so both functions are range reduction plus a polynomial, in float64, with +, -, * and / only:
@@ -20,7 +21,7 @@ disagree; so both functions are range reduction plus a polynomial, in float64, w
 
 import numpy as np
 
-from engine.kernels._jit import kernel
+from engine.kernels._jit import inner, kernel
 
 LOWEST = -87.0
 LOG2_E = 1.4426950408889634
@@ -31,7 +32,7 @@ SQRT2 = 1.4142135623730951
 HALVINGS = np.array([0.5**n for n in range(128)], dtype=np.float64)
 
 
-@kernel
+@inner
 def exp_negative(x):
     """Give exp(x) for x <= 0 (float64); 0 below -87 and for NaN, which callers refuse beforehand."""
     if not x >= LOWEST:
@@ -54,7 +55,7 @@ def exp_negative(x):
     return (1.0 + (r + (r * r) * p)) * HALVINGS[n]
 
 
-@kernel
+@inner
 def log_above_one(x):
     """Give log(x) for finite x >= 1 (float64)."""
     exponent = 0
@@ -69,7 +70,7 @@ def log_above_one(x):
     return exponent * LN2 + 2.0 * t * series
 
 
-@kernel
+@kernel("float64(float32[:, ::1], int32[::1], float64[:, ::1])")
 def softmax_forward(logits, labels, probabilities):
     """Fill `probabilities`; return the summed loss (float64), or NaN if any logit is NaN or infinite."""
     batch, classes = logits.shape
@@ -92,7 +93,7 @@ def softmax_forward(logits, labels, probabilities):
     return loss
 
 
-@kernel
+@kernel("void(float64[:, ::1], int32[::1], float32[:, ::1])")
 def softmax_backward(probabilities, labels, grad_logits):
     """Fill `grad_logits` with the gradient of the *mean* loss; each entry is rounded to float32 once."""
     batch, classes = probabilities.shape
@@ -102,7 +103,7 @@ def softmax_backward(probabilities, labels, grad_logits):
             grad_logits[b, c] = np.float32((probabilities[b, c] - wanted) / batch)
 
 
-@kernel
+@kernel("void(float32[:, ::1], int32[::1])")
 def largest_logit(logits, predictions):
     """Fill `predictions` int32 [batch]; of equal logits the lowest class wins."""
     batch, classes = logits.shape
@@ -112,3 +113,29 @@ def largest_logit(logits, predictions):
             if logits[b, c] > logits[b, best]:
                 best = c
         predictions[b] = best
+
+
+@kernel("float64(float32[:, ::1], float32[:, ::1])")
+def mse_forward(outputs, targets):
+    """Return the summed loss of the batch, or NaN if any output is NaN or infinite."""
+    batch, features = outputs.shape
+    loss = 0.0
+    for b in range(batch):
+        total = 0.0
+        for f in range(features):
+            miss = np.float64(outputs[b, f]) - np.float64(targets[b, f])
+            if miss - miss != 0.0:
+                return np.nan
+            total += miss * miss
+        loss += total / features
+    return loss
+
+
+@kernel("void(float32[:, ::1], float32[:, ::1], float32[:, ::1])")
+def mse_backward(outputs, targets, grad_outputs):
+    """Fill `grad_outputs` with the gradient of the *mean* loss; each entry is rounded to float32 once."""
+    batch, features = outputs.shape
+    for b in range(batch):
+        for f in range(features):
+            miss = np.float64(outputs[b, f]) - np.float64(targets[b, f])
+            grad_outputs[b, f] = np.float32(2.0 * miss / (features * batch))

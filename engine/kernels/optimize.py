@@ -10,10 +10,10 @@ import math
 
 import numpy as np
 
-from engine.kernels._jit import kernel
+from engine.kernels._jit import inner, kernel
 
 
-@kernel
+@kernel("void(float32[::1], float32[::1], float32[::1], float32, float32)")
 def sgd_step(params, velocity, grad, rate, momentum):
     """Advance `velocity` and `params` in place."""
     for i in range(params.shape[0]):
@@ -22,7 +22,7 @@ def sgd_step(params, velocity, grad, rate, momentum):
         params[i] = params[i] - rate * speed
 
 
-@kernel
+@inner
 def squared_norm(vector):
     """Give the sum of squares (float64) in ascending order: one chain, so that there is only one possible result."""
     total = 0.0
@@ -32,7 +32,7 @@ def squared_norm(vector):
     return total
 
 
-@kernel
+@kernel("float64(float32[::1], float64)")
 def clip_to_norm(vector, clip_norm):
     """Shrink `vector` in place to an L2 norm of at most `clip_norm` (up to rounding); return the norm it had."""
     norm = math.sqrt(squared_norm(vector))
@@ -43,7 +43,7 @@ def clip_to_norm(vector, clip_norm):
     return norm
 
 
-@kernel
+@kernel("boolean(float32[::1])")
 def all_finite(vector):
     """Tell whether no entry is NaN or infinite."""
     broken = 0

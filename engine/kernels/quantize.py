@@ -23,7 +23,7 @@ from engine.kernels._jit import kernel
 VALUE_LIMIT = 64.0
 
 
-@kernel
+@kernel("float32(float32[::1], int64)")
 def value_scale(values, value_bits):
     """Give the scale (float32) for `values`; there is at least one, all finite, none zero."""
     total = 0.0
@@ -36,7 +36,7 @@ def value_scale(values, value_bits):
     return np.float32(min(scale, VALUE_LIMIT))
 
 
-@kernel
+@kernel("void(float32[::1], int64, float32, uint8[::1])")
 def quantize(values, value_bits, scale, codes):
     """Fill `codes`; `scale` is finite and positive."""
     levels = 1 << (value_bits - 1)
@@ -50,7 +50,7 @@ def quantize(values, value_bits, scale, codes):
         codes[j] = sign + 2 * level
 
 
-@kernel
+@kernel("void(uint8[::1], int64, float32, float32[::1])")
 def dequantize(codes, value_bits, scale, values):
     """Fill `values`."""
     levels = 1 << (value_bits - 1)
@@ -61,7 +61,7 @@ def dequantize(codes, value_bits, scale, values):
         values[j] = -magnitude if code & 1 else magnitude
 
 
-@kernel
+@kernel("void(uint8[::1], int64, uint8[::1])")
 def pack_codes(codes, width, buffer):
     """Write `width` bits of every code into the zeroed `buffer`, lowest bit first."""
     position = 0
@@ -73,7 +73,7 @@ def pack_codes(codes, width, buffer):
             position += 1
 
 
-@kernel
+@kernel("boolean(uint8[::1], int64, uint8[::1])")
 def unpack_codes(buffer, width, codes):
     """Fill `codes`; `buffer` holds at least `width` bits for each. Return True if every bit after them is zero."""
     position = 0

@@ -16,7 +16,7 @@ from engine.kernels.quantize import VALUE_LIMIT
 FIXED_ONE = 1073741824.0
 
 
-@kernel
+@kernel("boolean(float32[::1])")
 def within_limit(values):
     """Tell whether every value is finite and at most VALUE_LIMIT in magnitude: asked before any conversion."""
     broken = 0
@@ -26,7 +26,7 @@ def within_limit(values):
     return broken == 0
 
 
-@kernel
+@kernel("void(int64[::1], uint32[::1], float32[::1], int64)")
 def scatter_add(total, indices, values, weight):
     """Add one update into `total` in place; `within_limit(values)` holds."""
     for j in range(indices.shape[0]):

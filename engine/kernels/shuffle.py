@@ -9,14 +9,14 @@ some j by at most (i + 1) / 2^32, which no number of examples on a device can sh
 
 import numpy as np
 
-from engine.kernels._jit import kernel
+from engine.kernels._jit import inner, kernel
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 FIRST = np.uint64(0xBF58476D1CE4E5B9)
 SECOND = np.uint64(0x94D049BB133111EB)
 
 
-@kernel
+@inner
 def splitmix64(seed, number):
     """Give draw `number` (uint64) of the stream `seed` (uint64)."""
     z = seed + (number + np.uint64(1)) * GOLDEN
@@ -25,7 +25,7 @@ def splitmix64(seed, number):
     return z ^ (z >> np.uint64(31))
 
 
-@kernel
+@kernel("void(int64[::1], uint64, uint64)")
 def shuffle(order, seed, first_draw):
     """Permute `order` int64 [count] in place with the draws `first_draw` .. `first_draw + count - 2` (uint64)."""
     draw = first_draw

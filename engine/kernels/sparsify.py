@@ -17,14 +17,14 @@ from engine.kernels._jit import kernel
 MAGNITUDE = 0x7FFFFFFF
 
 
-@kernel
+@kernel("void(float32[::1], float32[::1], float32[::1])")
 def fold_in(delta, residual, total):
     """Fill `total` with delta + residual."""
     for i in range(total.shape[0]):
         total[i] = delta[i] + residual[i]
 
 
-@kernel
+@kernel("int64(uint32[::1], int64, int64[::1], uint32[::1])")
 def choose_largest(bits, k, histogram, indices):
     """Fill `indices` and return how many were chosen: min(k, entries that are not zero).
 
@@ -64,14 +64,14 @@ def choose_largest(bits, k, histogram, indices):
     return count
 
 
-@kernel
+@kernel("void(float32[::1], uint32[::1], float32[::1])")
 def pick(vector, indices, values):
     """Fill `values` with vector[indices]."""
     for j in range(indices.shape[0]):
         values[j] = vector[indices[j]]
 
 
-@kernel
+@kernel("void(float32[::1], uint32[::1], float32[::1], float32[::1])")
 def take_out(total, indices, values, residual):
     """Fill `residual` with what is still owed once `values` at `indices` have been sent."""
     for i in range(total.shape[0]):

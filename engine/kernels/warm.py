@@ -1,63 +1,41 @@
-"""Compile every kernel once, with the very types the programs call it with, so that none compiles in the field.
+"""Make every kernel ready, so that none compiles in the field.
 
-Machine code is cached on disk (beside the source, or in NUMBA_CACHE_DIR), so this runs at install time; later
-processes load it. Each entry below calls one kernel on a vector or two; a test fails if a kernel is missing here, or
-if training, coding or adding ever asks for a type that is not.
+Where a build made ahead of time is in use, it is only loaded. Otherwise Numba compiles each kernel for its one
+signature and caches the machine code on disk (beside the source, or in NUMBA_CACHE_DIR), so this runs at install time;
+later processes load it. There is no list to keep: every kernel in every file of this folder is made ready.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from engine.kernels import dense, gaps, loss, optimize, quantize, reduce, shuffle, sparsify
+import engine.kernels
+from engine.kernels._jit import NATIVE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+def kernels() -> list[Any]:
+    """Give every kernel, by file and by place in its file."""
+    found = []
+    for name in sorted(
+        module.name for module in pkgutil.iter_modules(engine.kernels.__path__) if module.name[0] != "_"
+    ):
+        file = importlib.import_module(f"engine.kernels.{name}")
+        found += [
+            thing
+            for thing in vars(file).values()
+            if getattr(thing, "signature", "") and thing.__module__ == file.__name__
+        ]
+    return found
+
+
 def warm(progress: Callable[[str], None]) -> None:
     """Compile or load every kernel; `progress` hears each one's name before its turn."""
-    for kernel, arguments in calls():
+    for kernel in kernels():
         progress(kernel.__name__)
-        kernel(*arguments)
-
-
-def calls() -> list[tuple[Callable[..., object], tuple[object, ...]]]:
-    """Give every kernel with arguments of the types it meets in service, smallest first within its file."""
-    f4, i4, i8, u1, u4, f8 = np.float32, np.int32, np.int64, np.uint8, np.uint32, np.float64
-    row, square, label = np.ones(1, f4), np.ones((1, 1), f4), np.zeros(1, i4)
-    index, code, buffer = np.zeros(1, u4), np.zeros(1, u1), np.zeros(8, u1)
-    rate = f4(0.5)
-    return [
-        (dense.dense_forward, (square, square, row, True, square)),
-        (dense.dense_backward, (square, square, True, square, square, row)),
-        (dense.dense_backward_inputs, (square, square, square)),
-        (loss.exp_negative, (-1.0,)),
-        (loss.log_above_one, (1.0,)),
-        (loss.softmax_forward, (square, label, np.ones((1, 1), f8))),
-        (loss.softmax_backward, (np.ones((1, 1), f8), label, square)),
-        (loss.largest_logit, (square, label)),
-        (optimize.sgd_step, (row, row, row, rate, rate)),
-        (optimize.squared_norm, (row,)),
-        (optimize.clip_to_norm, (row, 1.0)),
-        (optimize.all_finite, (row,)),
-        (shuffle.splitmix64, (np.uint64(1), np.uint64(0))),
-        (shuffle.shuffle, (np.zeros(1, i8), np.uint64(1), np.uint64(0))),
-        (sparsify.fold_in, (row, row, row)),
-        (sparsify.choose_largest, (np.ones(1, u4), 1, np.zeros(2048, i8), index)),
-        (sparsify.pick, (row, index, row)),
-        (sparsify.take_out, (row, index, row, row)),
-        (quantize.value_scale, (row, 4)),
-        (quantize.quantize, (row, 4, rate, code)),
-        (quantize.dequantize, (code, 4, rate, row)),
-        (quantize.pack_codes, (code, 4, buffer)),
-        (quantize.unpack_codes, (buffer, 4, code)),
-        (gaps.rice_bits, (index, 0)),
-        (gaps.best_parameter, (index,)),
-        (gaps.rice_encode, (index, 0, buffer)),
-        (gaps.rice_decode, (buffer, 0, 8, index)),
-        (reduce.within_limit, (row,)),
-        (reduce.scatter_add, (np.zeros(1, i8), index, row, 1)),
-    ]
+        if not NATIVE:
+            kernel.compile()

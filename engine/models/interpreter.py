@@ -1,9 +1,10 @@
 """The one seam between the engine and a model runtime: LiteRT, or tflite-runtime where LiteRT is not installed.
 
-Both speak the same interface and carry the same reference kernels. Those are used here, not the fast ones: the
-features of a window are then the same bits on every processor, whereas the optimised kernels of x86-64 and aarch64
-differ in the last place, and a device could not be checked by repeating its work elsewhere. Windows go through in
-batches of a fixed size, so that memory does not grow with their number.
+Our own kernels run what they know (`engine/frozen.py`); a runtime runs the rest of the frozen part, and shows what
+others will see of a tuned file. Both runtimes speak the same interface and carry the same reference kernels. Those are
+the default: their numbers are the same on every processor, whereas the optimised kernels of x86-64 and aarch64 differ
+in the last place, and a device could not be checked by repeating its work elsewhere. Windows go through in batches of a
+fixed size, so that memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.models.graph import ModelError
-from engine.models.tflite import cut_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,10 +22,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from engine.models.graph import Graph
-    from engine.models.plan import Head
+    from engine.models.graph import Tensor
 
-    RunBatch: TypeAlias = Callable[[NDArray[np.float32]], NDArray[Any]]
+    RunBatch: TypeAlias = Callable[[NDArray[Any]], NDArray[Any]]
 
 RUNTIMES = ("ai_edge_litert", "tflite_runtime")
 BATCH = 32
@@ -36,19 +35,20 @@ def runtime_name() -> str:
     return _runtime()[0]
 
 
-def open_model(data: bytes, batch: int = BATCH) -> RunBatch:
-    """Load a `.tflite` file; return `run`, which takes float32 windows [n, *window] and returns its raw output [n, d].
+def open_model(data: bytes, batch: int = BATCH, *, fast: bool = False) -> RunBatch:
+    """Load a `.tflite` file; return `run`, which takes windows [n, *window] and returns its raw output [n, d].
 
-    Windows are real numbers (m/s^2, pixel/16): `run` quantises them with the model's own input scale, ties to even,
-    clamped; an int8 output is returned as it is. One window is handled at a time by a model that cannot be resized.
+    Windows are float32 real numbers (m/s^2, pixel/16), which `run` quantises with the model's own input scale, or
+    numbers as the input stores them; an int8 output is returned as it is. One window is handled at a time by a model
+    that cannot be resized. `fast` takes the runtime's optimised kernels, whose last bits depend on the processor.
     `run` raises ValueError for windows of another shape and for NaN or infinity; `open_model` raises ModelError.
     """
-    interpreter = _allocate(data, batch)
+    interpreter = _allocate(data, batch, fast=fast)
     entry, leaving = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     size, window = int(entry["shape"][0]), tuple(int(n) for n in entry["shape"][1:])
 
-    def run(windows: NDArray[np.float32]) -> NDArray[Any]:
-        stored = _quantise(_checked(windows, window), entry)
+    def run(windows: NDArray[Any]) -> NDArray[Any]:
+        stored = _stored(windows, window, entry)
         parts = [np.zeros((0, int(np.prod(leaving["shape"][1:]))), leaving["dtype"])]
         for start in range(0, len(stored), size):
             part = stored[start : start + size]
@@ -62,20 +62,15 @@ def open_model(data: bytes, batch: int = BATCH) -> RunBatch:
     return run
 
 
-def features(data: bytes, graph: Graph, head: Head, windows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Run the frozen part of the model `data` (read as `graph`) over float32 windows [n, *window].
+def quantised(windows: NDArray[np.float32], tensor: Tensor) -> NDArray[Any]:
+    """Give float32 windows [n, *window] as the model's input `tensor` stores them: ties to even, clamped.
 
-    Returns the real values of the tensor that enters the trainable part, float32 [n, head.layers[0].inputs].
-    Raises ModelError for a model the runtime refuses, ValueError for windows it cannot take.
+    Raises ValueError for windows of another shape or type and for NaN or infinity, ModelError for an input without a
+    scale.
     """
-    if head.cut == 0:  # nothing is frozen, and a runtime may refuse a model without operators
-        entry = graph.tensors[head.feature_tensor]
-        details = {"dtype": np.dtype(entry.dtype), "quantization": (head.feature_scale, head.feature_zero_point)}
-        stored = _quantise(_checked(windows, entry.shape[1:]), details).reshape(len(windows), head.layers[0].inputs)
-    else:
-        stored = open_model(cut_prefix(data, head.cut, head.feature_tensor))(windows)
-    steps = stored.astype(np.float32) - np.float32(head.feature_zero_point)
-    return steps * np.float32(head.feature_scale)
+    scale = (float(tensor.scale[0]), int(tensor.zero_point[0])) if len(tensor.scale) == 1 else (0.0, 0)
+    kind = np.dtype(tensor.dtype) if not tensor.dtype.startswith("TYPE_") else np.dtype(np.void)
+    return _stored(windows, tensor.shape[1:], {"dtype": kind, "quantization": scale})
 
 
 def _runtime() -> tuple[str, Any]:
@@ -89,9 +84,9 @@ def _runtime() -> tuple[str, Any]:
     )
 
 
-def _allocate(data: bytes, batch: int) -> Any:
+def _allocate(data: bytes, batch: int, *, fast: bool) -> Any:
     """Open the file for `batch` windows, or for one where the graph holds its batch size fixed."""
-    interpreter = _load(data)
+    interpreter = _load(data, fast=fast)
     entries, leaving = interpreter.get_input_details(), interpreter.get_output_details()
     if len(entries) != 1 or len(leaving) != 1:
         raise ModelError(f"the model has {len(entries)} inputs and {len(leaving)} outputs; one of each can be run")
@@ -102,7 +97,7 @@ def _allocate(data: bytes, batch: int) -> Any:
             return interpreter
     except (RuntimeError, ValueError):  # a RESHAPE that names the batch size; loaded anew below
         pass
-    interpreter = _load(data)
+    interpreter = _load(data, fast=fast)
     try:
         interpreter.allocate_tensors()
     except (RuntimeError, ValueError) as why:
@@ -110,16 +105,24 @@ def _allocate(data: bytes, batch: int) -> Any:
     return interpreter
 
 
-def _load(data: bytes) -> Any:
+def _load(data: bytes, *, fast: bool) -> Any:
     _, module = _runtime()
+    kernels = module.OpResolverType.AUTO if fast else module.OpResolverType.BUILTIN_REF
     try:
         return module.Interpreter(
             model_content=bytes(data),
             num_threads=1,
-            experimental_op_resolver_type=module.OpResolverType.BUILTIN_REF,
+            experimental_op_resolver_type=kernels,
         )
     except (RuntimeError, ValueError) as why:
         raise ModelError(f"the model runtime refuses the model file ({why}); convert it again") from why
+
+
+def _stored(windows: NDArray[Any], window: tuple[int, ...], entry: dict[str, Any]) -> NDArray[Any]:
+    """Give windows as the input tensor stores them."""
+    if windows.shape[1:] == window and windows.dtype == entry["dtype"] and windows.dtype != np.float32:
+        return windows
+    return _quantise(_checked(windows, window), entry)
 
 
 def _checked(windows: NDArray[np.float32], window: tuple[int, ...]) -> NDArray[np.float32]:

@@ -1,34 +1,31 @@
-"""Reads a `.tflite` file, and cuts its frozen part off: a bounds-checked reader of the slice of the format we need.
+"""Reads a `.tflite` file, cuts its frozen part off, and writes tuned constants back into it.
 
-A `.tflite` file is a flatbuffer. Tables point to each other with byte offsets: a table begins with the distance to
-its *vtable*, which says where each field lies (0: the field has its default); strings, vectors and tables inside are
-reached over a further offset. Such a file comes from elsewhere, so every offset and every length is checked before it
-is followed, and each reading pays from a budget: tables that overlap, so that a small file costs a long reading, are
-refused. Whatever the bytes, `read` returns a graph or raises `ModelError`.
+A `.tflite` file is a flatbuffer (`flatbuffer.py` takes the steps in it, each one checked). `read` makes the graph;
+`patch` and `patch_scales` change numbers in place, so that the file keeps its size and every byte that is not meant,
+and read the result again before they hand it out. Whatever the bytes, the answer is a graph, a file, or `ModelError`.
 
 Field numbers are those of TensorFlow's `lite/schema/schema.fbs`, version 3.
 """
 
 from __future__ import annotations
 
+import math
 import struct
-from dataclasses import dataclass
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.models.graph import ABSENT, Graph, ModelError, Operator, Tensor
+from engine.models.flatbuffer import File, Table, table_at
+from engine.models.graph import FILE_BYTES_MAX, Graph, ModelError, Operator, Tensor
+from engine.models.soundness import check_shape, check_written, checked, replacement, scale_replacement
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
 IDENTIFIER = b"TFL3"
-FILE_BYTES_MAX = 64 << 20
 STRUCTURE_COST_MAX = 8 << 20  # MobileNet's 31 operators cost 0.2 M; all of it is read within two seconds
-READ_COST = 16  # what a look into the file costs beside its bytes
-DIMENSIONS_MAX = 8
-NAME_BYTES_MAX = 4096
 
 DTYPES = {
     0: "float32", 1: "float16", 2: "int32", 3: "uint8", 4: "int64", 6: "bool", 7: "int16", 9: "int8", 10: "float64",
@@ -64,6 +61,7 @@ OPTION_FIELDS: dict[str, tuple[tuple[str, int, str, int | float], ...]] = {
     "CONCATENATION": (("axis", 0, "i", 0),),
     "SOFTMAX": (("beta", 0, "f", 0.0),),
     "MEAN": (("keep_dimensions", 0, "B", 0),),
+    "LEAKY_RELU": (("alpha", 0, "f", 0.0),),
 }  # fmt: skip
 
 
@@ -98,132 +96,95 @@ def cut_prefix(data: bytes, operator_count: int, output_tensor: int) -> bytes:
         raise ModelError(f"the model has {len(graph.outputs)} outputs; export one with a single output to cut it")
     subgraph = root.tables(2)[0]
     patched = bytearray(data)
-    _patch(patched, subgraph.vector_at(3)[0] - 4, operator_count)
-    _patch(patched, subgraph.vector_at(2)[0], output_tensor)
+    _overwrite(patched, subgraph.vector_at(3)[0] - 4, operator_count)
+    _overwrite(patched, subgraph.vector_at(2)[0], output_tensor)
     for signature in root.tables(7):
         if signature.number(4, "I") == 0:
             for entry in signature.tables(1):
-                _patch(patched, entry.field_at(1, 4), output_tensor)
+                _overwrite(patched, entry.field_at(1, 4), output_tensor)
     cut = read(bytes(patched))
     if len(cut.operators) != operator_count or cut.outputs != (output_tensor,):
         raise ModelError("the file's tables overlap, so it cannot be cut; export the model again")
     return bytes(patched)
 
 
-@dataclass(slots=True)
-class _File:
-    """The bytes, and how many more of them this reading may touch."""
+def patch(data: bytes, graph: Graph, constants: Mapping[int, NDArray[Any]]) -> bytes:
+    """Return the file with the constants of some tensors replaced in place; it keeps its size and all other bytes.
 
-    data: bytes
-    budget: int
-
-    def unpack(self, letter: str, at: int) -> Any:
-        size = struct.calcsize("<" + letter)
-        self.check(at, size, size)
-        return struct.unpack_from("<" + letter, self.data, at)[0]
-
-    def check(self, at: int, size: int, cost: int) -> None:
-        if at < 0 or size < 0 or at + size > len(self.data):
-            raise ModelError(
-                f"the model file is damaged: it points to {size} bytes at {at}, but ends at {len(self.data)}; "
-                "fetch or export it again"
-            )
-        self.budget -= READ_COST + cost
-        if self.budget < 0:
-            raise ModelError(
-                "the model file is damaged or too intricate to read; fetch it again or export a smaller one"
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """One table of the flatbuffer at byte `at`, whose vtable lies at byte `vtable`."""
-
-    file: _File
-    at: int
-    vtable: int
-    vtable_bytes: int
-
-    def field_at(self, field: int, size: int) -> int:
-        """Return the byte where a field's value stands, or 0 where it is absent (byte 0 is the root offset)."""
-        entry = 4 + 2 * field
-        if entry + 2 > self.vtable_bytes:
-            return 0
-        offset: int = self.file.unpack("H", self.vtable + entry)
-        if offset:
-            self.file.check(self.at + offset, size, 0)
-        return self.at + offset if offset else 0
-
-    def number(self, field: int, letter: str, default: float = 0) -> Any:
-        at = self.field_at(field, struct.calcsize("<" + letter))
-        return self.file.unpack(letter, at) if at else default
-
-    def target(self, field: int) -> int:
-        at = self.field_at(field, 4)
-        return at + int(self.file.unpack("I", at)) if at else 0
-
-    def vector_at(self, field: int, item_bytes: int = 4) -> tuple[int, int]:
-        """Return (byte of the first item, number of items) of a vector field; (0, 0) where it is absent."""
-        at = self.target(field)
-        if not at:
-            return 0, 0
-        count: int = self.file.unpack("I", at)
-        self.file.check(at + 4, count * item_bytes, count * item_bytes)
-        return at + 4, count
-
-    def constant_at(self, field: int) -> tuple[int, int]:
-        """Return (first byte, length) of a byte vector that is not looked into; (0, 0) where it is absent."""
-        at = self.target(field)
-        if not at:
-            return 0, 0
-        count: int = self.file.unpack("I", at)
-        self.file.check(at + 4, count, 0)
-        return at + 4, count
-
-    def vector(self, field: int, dtype: str) -> NDArray[Any]:
-        first, count = self.vector_at(field, np.dtype(dtype).itemsize)
-        return np.frombuffer(self.file.data, dtype, count, first)
-
-    def integers(self, field: int) -> tuple[int, ...]:
-        return tuple(self.vector(field, "<i4").tolist())
-
-    def text(self, field: int) -> str:
-        first, count = self.vector_at(field, 1)
-        if count > NAME_BYTES_MAX:
-            raise ModelError(f"the model file has a name of {count} bytes; export it with shorter names")
-        return self.file.data[first : first + count].decode("utf-8", "replace")
-
-    def table(self, field: int) -> _Table | None:
-        at = self.target(field)
-        return _table_at(self.file, at) if at else None
-
-    def tables(self, field: int) -> list[_Table]:
-        first, count = self.vector_at(field)
-        items = range(first, first + 4 * count, 4)
-        return [_table_at(self.file, item + int(self.file.unpack("I", item))) for item in items]
+    `graph` is `read(data)`, folded or not; `constants` maps a tensor's index to an array of its shape and dtype.
+    Raises ModelError for a tensor that is no constant inside the file, an array that does not fit, NaN or infinity,
+    and bytes that another tensor shares: converters keep equal constants once, such as biases that are all zero.
+    """
+    before = _same_file(data, graph)
+    patched, root = bytearray(data), _open(data)
+    buffers, users = root.tables(4), _buffer_users(root)
+    buffer_of = {user: number for number, who in users.items() for user in who}
+    for index, values in constants.items():
+        stored = replacement(before, index, values)
+        number = buffer_of[0, index]
+        for subgraph, other in users[number]:
+            if subgraph or other not in constants or constants[other].tobytes() != values.tobytes():
+                raise ModelError(
+                    f"tensor {index} ({before.tensors[index].name!r}) shares its bytes with tensor {other} of subgraph "
+                    f"{subgraph}, so it cannot be written back alone; train another layer, or convert the model anew"
+                )
+        first, _ = buffers[number].constant_at(0)
+        patched[first : first + stored.nbytes] = stored.tobytes()
+    written = bytes(patched)
+    check_written(before, read(written), constants, {})
+    return written
 
 
-def _table_at(file: _File, at: int) -> _Table:
-    vtable = at - int(file.unpack("i", at))
-    vtable_bytes = int(file.unpack("H", vtable))
-    file.check(vtable, vtable_bytes, 0)
-    return _Table(file, at, vtable, vtable_bytes)
+def patch_scales(data: bytes, graph: Graph, scales: Mapping[int, NDArray[np.float32]]) -> bytes:
+    """Return the file with the scales of some tensors replaced in place; it keeps its size and all other bytes.
+
+    `scales` maps a tensor's index to as many float32 as it has scales. Who rescales weights rescales their bias too
+    (scale of the input times scale of the weights). Raises ModelError as `patch` does.
+    """
+    before = _same_file(data, graph)
+    patched, entries = bytearray(data), _open(data).tables(2)[0].tables(0)
+    for index, scale in scales.items():
+        stored = scale_replacement(before, index, scale)
+        quantization = entries[index].table(4)
+        assert quantization is not None, "a tensor with scales has a table of them"
+        first, _ = quantization.vector_at(2)
+        patched[first : first + stored.nbytes] = stored.tobytes()
+    written = bytes(patched)
+    check_written(before, read(written), {}, scales)
+    return written
 
 
-def _open(data: bytes) -> _Table:
+def _same_file(data: bytes, graph: Graph) -> Graph:
+    """Read the file; ModelError where `graph` was read from another one."""
+    before = read(data)
+    if (before.operators, len(before.tensors)) != (graph.operators, len(graph.tensors)):
+        raise ModelError("the graph was read from another file than the one to be patched; read this one")
+    return before
+
+
+def _buffer_users(root: Table) -> dict[int, list[tuple[int, int]]]:
+    """Return for each buffer the (subgraph, tensor) pairs that hold its bytes."""
+    users: dict[int, list[tuple[int, int]]] = {}
+    for position, subgraph in enumerate(root.tables(2)):
+        for index, entry in enumerate(subgraph.tables(0)):
+            users.setdefault(int(entry.number(2, "I")), []).append((position, index))
+    return users
+
+
+def _open(data: bytes) -> Table:
     if len(data) > FILE_BYTES_MAX:
         raise ModelError(f"the model file has {len(data)} bytes; at most {FILE_BYTES_MAX} are read")
     if data[4:8] != IDENTIFIER:
         raise ModelError("the model file is no .tflite (bytes 4 to 8 are not 'TFL3'); give a TensorFlow Lite model")
-    file = _File(bytes(data), STRUCTURE_COST_MAX)
-    root = _table_at(file, int(file.unpack("I", 0)))
+    file = File(bytes(data), STRUCTURE_COST_MAX)
+    root = table_at(file, int(file.unpack("I", 0)))
     version = root.number(0, "I")
     if version != 3:
         raise ModelError(f"the model file has schema version {version}; version 3 is read: convert it again")
     return root
 
 
-def _read_graph(root: _Table) -> Graph:
+def _read_graph(root: Table) -> Graph:
     subgraphs = root.tables(2)
     if not subgraphs:
         raise ModelError("the model file holds no graph; export it again")
@@ -231,26 +192,23 @@ def _read_graph(root: _Table) -> Graph:
     buffers = [_buffer(entry) for entry in root.tables(4)]
     tensors = tuple(_tensor(index, entry, buffers) for index, entry in enumerate(subgraphs[0].tables(0)))
     operators = tuple(_operator(index, entry, kinds) for index, entry in enumerate(subgraphs[0].tables(3)))
-    graph = Graph(tensors, operators, subgraphs[0].integers(1), subgraphs[0].integers(2))
-    _check_indices(graph)
-    return graph
+    return checked(Graph(tensors, operators, subgraphs[0].integers(1), subgraphs[0].integers(2)))
 
 
-def _kind(code: _Table) -> str:
+def _kind(code: Table) -> str:
     # The field was one byte once; newer files put the code into field 3, and the older field then holds 127 at most.
     number = max(int(code.number(0, "b")), int(code.number(3, "i")))
     return KINDS.get(number, f"OP_{number}")
 
 
-def _buffer(entry: _Table) -> tuple[int, int] | None:
+def _buffer(entry: Table) -> tuple[int, int] | None:
     """Return (first byte, length) of a constant, or None where its bytes stand outside the flatbuffer."""
     return None if int(entry.number(1, "Q")) > 1 else entry.constant_at(0)
 
 
-def _tensor(index: int, entry: _Table, buffers: list[tuple[int, int] | None]) -> Tensor:
+def _tensor(index: int, entry: Table, buffers: list[tuple[int, int] | None]) -> Tensor:
     shape = entry.integers(0)
-    if len(shape) > DIMENSIONS_MAX or any(size < 0 for size in shape):
-        raise ModelError(f"tensor {index} of the model has the shape {shape[:9]}; export it with fixed sizes")
+    check_shape(index, shape)
     number = int(entry.number(1, "b"))
     dtype = DTYPES.get(number, f"TYPE_{number}")
     buffer = int(entry.number(2, "I"))
@@ -264,15 +222,15 @@ def _tensor(index: int, entry: _Table, buffers: list[tuple[int, int] | None]) ->
 
 def _constant(data: bytes, span: tuple[int, int], index: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
     kind = np.dtype(dtype).newbyteorder("<")
-    if prod(shape) * kind.itemsize != span[1]:
+    if math.prod(shape) * kind.itemsize != span[1]:
         raise ModelError(
             f"tensor {index} of the model has {span[1]} bytes for the shape {shape} of {dtype}; export it again"
         )
-    return np.frombuffer(data, kind, prod(shape), span[0]).reshape(shape)
+    return np.frombuffer(data, kind, math.prod(shape), span[0]).reshape(shape)
 
 
 def _quantization(
-    index: int, entry: _Table | None, shape: tuple[int, ...]
+    index: int, entry: Table | None, shape: tuple[int, ...]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], int]:
     if entry is None:
         return np.zeros(0, np.float32), np.zeros(0, np.int64), 0
@@ -288,7 +246,7 @@ def _quantization(
     return scale, zero_point, axis
 
 
-def _operator(index: int, entry: _Table, kinds: list[str]) -> Operator:
+def _operator(index: int, entry: Table, kinds: list[str]) -> Operator:
     code = int(entry.number(0, "I"))
     if code >= len(kinds):
         raise ModelError(f"operator {index} of the model names code {code} of {len(kinds)}; export it again")
@@ -302,20 +260,12 @@ def _operator(index: int, entry: _Table, kinds: list[str]) -> Operator:
         numbers = {
             name: options.number(at, letter, default) for name, at, letter, default in OPTION_FIELDS.get(kind, ())
         }
+    if not all(map(math.isfinite, numbers.values())):
+        raise ModelError(f"operator {index} ({kind}) has NaN or infinity among its numbers; export it again")
     return Operator(index, kind, entry.integers(1), entry.integers(2), ACTIVATIONS[activation], numbers)
 
 
-def _check_indices(graph: Graph) -> None:
-    count = len(graph.tensors)
-    named = [(f"operator {op.index} ({op.kind})", op.inputs, ABSENT) for op in graph.operators]
-    named += [(f"operator {op.index} ({op.kind})", op.outputs, 0) for op in graph.operators]
-    named += [("the model's input list", graph.inputs, 0), ("the model's output list", graph.outputs, 0)]
-    for where, indices, lowest in named:
-        if any(not lowest <= index < count for index in indices):
-            raise ModelError(f"{where} names a tensor outside the {count} of the model; export it again")
-
-
-def _patch(data: bytearray, at: int, value: int) -> None:
+def _overwrite(data: bytearray, at: int, value: int) -> None:
     if at <= 0 or at + 4 > len(data):
         raise ModelError("the model file has no place to write the cut into; export it again")
     struct.pack_into("<i", data, at, value)

@@ -88,15 +88,16 @@ def measure(kind: str, data: bytes) -> Measured:
     """Return the operators in order, and the accuracies that can be had without any data from outside."""
     import numpy as np
 
-    from engine.models.interpreter import features, open_model
-    from engine.models.plan import head_of
-    from engine.models.tflite import read
+    from engine.models.interpreter import open_model
+    from engine.models.scheme import resolve
+    from engine.models.tflite import cut_prefix, read
     from firmware_sim.models.digits_net import digits
     from firmware_sim.models.split import digits_split
     from firmware_sim.models.wrist_net import synthetic_motion
 
     graph = read(data)
-    head = head_of(graph, "last-2")
+    suffix = resolve(graph, "last-2")
+    hidden = graph.tensors[suffix.layers[0].weights].shape[0]
     accuracy = {}
     if kind == "digits":
         (windows, labels), rows = digits(), digits_split()
@@ -106,11 +107,11 @@ def measure(kind: str, data: bytes) -> Measured:
     else:
         windows, labels = synthetic_motion(900, np.random.default_rng(1))
         teach, test = np.arange(600), np.arange(600, 900)
-    known = features(data, graph, head, windows)
+    entering = graph.tensors[suffix.entering]
+    stored = open_model(cut_prefix(data, suffix.cut, suffix.entering))(windows).astype(np.float32)
+    known = (stored - np.float32(entering.zero_point[0])) * entering.scale[0]
     accuracy["new head on the int8 features, logistic"] = _retrained(known, labels, teach, test, hidden=0)
-    accuracy["new head on the int8 features, two layers"] = _retrained(
-        known, labels, teach, test, hidden=head.layers[0].outputs
-    )
+    accuracy["new head on the int8 features, two layers"] = _retrained(known, labels, teach, test, hidden=hidden)
     return [operator.kind for operator in graph.operators], accuracy
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from broker.coordinator import Coordinator, Identity
+from broker.coordinator import Coordinator
 from broker.effects import Effect, Publish, RoundRow, Snapshot
+from broker.voice import Identity
 from wire import chunks, envelope, keys, topics
 from wire.messages import PARAMS_FILE, Birth, Death, Manifest, Message, Plan, Update
 

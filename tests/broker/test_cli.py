@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -15,6 +14,7 @@ from broker.cli.main import main
 from broker.effects import StoreRound, StoreSeen, StoreUpdate
 from broker.rows import Cost
 from broker.store import Store
+from engine.models.tflite import read
 from tests.broker.fleet import KEY, row
 from tests.broker.test_store import commit, member, update_row
 from wire import keys
@@ -85,7 +85,7 @@ def test_init_overwrites_nothing(home: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--train", "last-9"], "choose last-2"),
+        (["--train", "last-9"], "choose last-6"),
         (["--train", "all"], "train"),
         (["--fleet", "My Farm"], r"[fleet] id"),
         (["--fleet", "all"], "'all'"),
@@ -201,11 +201,14 @@ def test_versions_are_listed_shown_and_exported(lived: Path) -> None:
     assert "there is no version 3" in refused("model", "show", "3", "--config", lived)
 
 
-def test_an_export_is_a_file_that_numpy_reads(home: Path, tmp_path: Path) -> None:
-    good("model", "export", "1", "--out", tmp_path / "one.npz", "--config", home)
-    assert np.load(tmp_path / "one.npz")["params"].shape == (17_802,)
-    assert "there is no version 2" in refused("model", "export", "2", "--out", tmp_path / "x.npz", "--config", home)
-    refused("model", "export", "1", "--out", tmp_path / "no/such/x.npz", "--config", home)
+def test_an_export_is_the_model_with_what_was_learned_inside(home: Path, tmp_path: Path) -> None:
+    good("model", "export", "1", "--out", tmp_path / "one.tflite", "--config", home)
+    before, after = MODEL.read_bytes(), (tmp_path / "one.tflite").read_bytes()
+    assert len(after) == len(before)
+    assert after != before  # its last layers were reset
+    assert read(after).operators == read(before).operators
+    assert "there is no version 2" in refused("model", "export", "2", "--out", tmp_path / "x", "--config", home)
+    refused("model", "export", "1", "--out", tmp_path / "no/such/x.tflite", "--config", home)
 
 
 def test_a_report_needs_a_round_and_then_is_a_page(home: Path) -> None:

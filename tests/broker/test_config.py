@@ -9,14 +9,22 @@ import msgspec
 import numpy as np
 import pytest
 
-from broker.config import Config, ConfigError, load, parse, parse_duration_ms, plan_of
-from engine.codec import sparse
+from broker.config import Config, ConfigError, load, parse, parse_duration_ms
+from broker.plans import plan_of
+from engine.codec import sparse, steps
+from engine.codec.steps import Steps
+from engine.frame import frame_of
+from engine.program import memory_of
 from tests.broker.fleet import first_manifest
+from tests.engine.graph_tflite import write
+from tests.engine.sketch import residual_net
 from wire.limits import UPDATE_PAYLOAD_BYTES_MAX
 
 if TYPE_CHECKING:
     from wire.messages import Manifest
 
+DIGITS = frame_of((Path(__file__).parents[2] / "firmware_sim/models/digits.tflite").read_bytes(), "last-2")
+FLOAT = frame_of(write(residual_net("float32")), "last-1")
 LEAST = '[fleet]\nid = "farm"\n[model]\nname = "digits"\n'
 
 
@@ -66,16 +74,36 @@ def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_a_plan_keeps_the_configured_share_of_the_parameters() -> None:
-    manifest = msgspec.structs.replace(first_manifest()[0], num_params=17_802)
-    plan = plan_of(config("[plan]\nkeep_rate = 0.02\ntrainer_memory_mb = 256\ntrainer_s_max = 9"), manifest, epochs=7)
+    plan = plan_of(
+        config("[plan]\nkeep_rate = 0.02\ntrainer_memory_mb = 256\ntrainer_s_max = 9"), sized(17_802), FLOAT, epochs=7
+    )
     assert (plan.keep_count, plan.num_params, plan.epochs) == (356, 17_802, 7)
     assert (plan.trainer_memory_bytes_max, plan.trainer_ms_max) == (256 << 20, 9_000)
-    assert plan_of(config(), first_manifest()[0]).keep_count == 1
+    assert plan_of(config(), first_manifest()[0], FLOAT).keep_count == 1
+
+
+def test_the_model_says_how_its_updates_are_coded_and_what_its_training_takes() -> None:
+    manifest = msgspec.structs.replace(sized(17_802), scale_epoch=4)
+    exact, real = plan_of(config(), manifest, DIGITS, batch_size=8), plan_of(config(), manifest, FLOAT)
+    assert (exact.value_bits, real.value_bits) == (0, 4)
+    assert exact.scale_epoch == 4
+    assert exact.trainer_arena_bytes == memory_of(DIGITS.graph, DIGITS.suffix, 8, 0.9)
+    assert exact.trainer_arena_bytes < plan_of(config(), manifest, DIGITS, batch_size=64).trainer_arena_bytes
+
+
+@pytest.mark.parametrize("train", ["last-1", "bias-3", "blocks-2", "full", "9:b,10:w/4"])
+def test_what_trains_may_be_said_in_every_form_of_the_contract(train: str) -> None:
+    assert parse(LEAST + f'train = "{train}"\n', Path()).model.train == train
+
+
+def test_what_nothing_trains_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"\[model\] train"):
+        parse(LEAST + 'train = "all"\n', Path())
 
 
 def test_a_plan_that_breaks_the_contract_is_refused() -> None:
     with pytest.raises(ConfigError, match="no plan can say that"):
-        plan_of(config("[plan]\nmomentum = 1.0"), first_manifest()[0])
+        plan_of(config("[plan]\nmomentum = 1.0"), first_manifest()[0], FLOAT)
 
 
 def sized(num_params: int) -> Manifest:
@@ -87,10 +115,20 @@ def sized(num_params: int) -> Manifest:
     [(4_000_000, 0.01, 4), (120_000, 0.5, 4), (80_000, 0.7, 8), (500_000, 0.2, 1)],
 )
 def test_an_update_of_a_plan_fits_into_a_message(num_params: int, keep_rate: float, value_bits: int) -> None:
-    plan = plan_of(config(), sized(num_params), keep_rate=keep_rate, value_bits=value_bits)
+    plan = plan_of(config(), sized(num_params), FLOAT, keep_rate=keep_rate, value_bits=value_bits)
     update = np.random.default_rng(1).normal(size=num_params).astype(np.float32)
     payload, _ = sparse.compress(update, plan.keep_count, value_bits)
     assert UPDATE_PAYLOAD_BYTES_MAX / 3 < len(payload) <= UPDATE_PAYLOAD_BYTES_MAX
+
+
+@pytest.mark.parametrize(("num_params", "keep_rate"), [(2_000_000, 0.02), (60_000, 0.8), (8_000_000, 0.004)])
+def test_an_update_of_the_largest_steps_fits_into_a_message(num_params: int, keep_rate: float) -> None:
+    plan = plan_of(config(), sized(num_params), DIGITS, keep_rate=keep_rate)
+    chance = np.random.default_rng(1)
+    indices = np.sort(chance.choice(num_params, plan.keep_count, replace=False)).astype(np.uint32)
+    for units in (np.full(len(indices), -254), chance.integers(1, 255, len(indices))):
+        payload = steps.encode(Steps(num_params, indices, units.astype(np.int16)))
+        assert UPDATE_PAYLOAD_BYTES_MAX / 3 < len(payload) <= UPDATE_PAYLOAD_BYTES_MAX
 
 
 @pytest.mark.parametrize(
@@ -98,7 +136,9 @@ def test_an_update_of_a_plan_fits_into_a_message(num_params: int, keep_rate: flo
 )
 def test_a_plan_whose_update_might_not_fit_is_refused(num_params: int, keep_rate: float, value_bits: int) -> None:
     with pytest.raises(ConfigError, match="fit into a message: lower keep_rate or value_bits"):
-        plan_of(config(), sized(num_params), keep_rate=keep_rate, value_bits=value_bits)
+        plan_of(config(), sized(num_params), FLOAT, keep_rate=keep_rate, value_bits=value_bits)
+    with pytest.raises(ConfigError, match=r"fit into a message: lower keep_rate$"):
+        plan_of(config(), sized(num_params), DIGITS, keep_rate=keep_rate)
 
 
 @pytest.mark.parametrize(("text", "ms"), [("90", 90_000), ("90s", 90_000), ("10m", 600_000), ("2h", 7_200_000)])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 
+from broker import rounds
 from broker.coordinator import RETRY_MS, SETTLE_MS, STRANGERS_MAX, Coordinator
 from broker.effects import (
     Aggregate,
@@ -455,7 +457,7 @@ def test_the_new_version_is_committed_before_it_is_told():
     commit = effects[0]
     assert isinstance(commit, CommitRound)
     assert (commit.row.status, commit.row.model_version) == ("closed", 2)
-    assert (commit.accuracy, commit.loss) == (0.5, 0.7)
+    assert (commit.made.accuracy, commit.made.loss) == (0.5, 0.7)
     assert (commit.manifest.model_version, commit.manifest.parent_version) == (2, 1)
     assert [m.device_id for m in commit.members] == ["cabin"]
     before = fleet.first_manifest()[0]
@@ -504,6 +506,86 @@ def test_a_round_may_close_while_the_link_is_away_and_the_next_opens_when_it_is_
     effects = machine.handle(Aggregated(1, params(1, 0, 0, 0), None, None), AFTER)
     assert "StoreRound" not in kinds(effects)
     assert "StoreRound" in kinds(machine.handle(Connected(), AFTER))
+
+
+# Scale epochs
+
+
+RESCALED = Aggregated(1, params(1, 2, 3, 4), None, None, b"remainder", b"a base with larger scales")
+
+
+def test_a_new_base_begins_a_scale_epoch_and_brings_its_file():
+    machine = coordinator()
+    open_round(machine, "cabin")
+    (aggregate,) = hear(machine, "cabin", fleet.update())[2:]
+    assert aggregate.may_rescale
+    commit, manifest, _ = machine.handle(RESCALED, AFTER)
+    assert commit.made == RESCALED
+    assert said([manifest])[0][1] == commit.manifest
+    assert commit.manifest.scale_epoch == 1
+    digests = {file.name: file.digest for file in commit.manifest.files}
+    assert digests == {"model.tflite": digest_of(RESCALED.model), "params.bin": digest_of(RESCALED.params)}
+
+
+def test_a_version_in_the_same_scales_stays_in_the_epoch():
+    machine = coordinator(manifest=msgspec.structs.replace(fleet.first_manifest()[0], scale_epoch=3))
+    open_round(machine, "cabin")
+    hear(machine, "cabin", fleet.update())
+    commit = machine.handle(Aggregated(1, params(1, 0, 0, 0), None, None), AFTER)[0]
+    assert commit.manifest.scale_epoch == 3
+
+
+def test_a_round_that_waited_over_a_new_base_opens_in_its_scales():
+    machine = coordinator()
+    open_round(machine, "cabin")
+    machine.handle(RoundsRead((row(2),)), AFTER)
+    hear(machine, "cabin", fleet.update())
+    effects = machine.handle(RESCALED, AFTER)
+    (opened,) = [effect.row for effect in effects if isinstance(effect, StoreRound)]
+    assert (opened.round_id, opened.plan.scale_epoch, opened.base_version) == (2, 1, 2)
+    (plan,) = [message for _, message in said(effects) if isinstance(message, Plan)]
+    assert plan == msgspec.structs.replace(fleet.PLAN, scale_epoch=1)
+    (offer,) = [message for _, message in said(effects) if isinstance(message, Offer)]
+    assert offer.plan_digest == digest_of(encode(plan))
+    assert receipt_of(hear(machine, "cabin", fleet.update(2, 2))).verdict == "accepted"
+
+
+def test_an_update_in_the_scales_of_an_older_epoch_is_stale_even_after_a_restart():
+    machine = coordinator()
+    open_round(machine, "cabin", "dune")
+    hear(machine, "cabin", fleet.update())
+    hear(machine, "dune", fleet.death())
+    commit = machine.handle(RESCALED, AFTER)[0]
+    late = receipt_of(hear(machine, "dune", fleet.update()))
+    assert (late.verdict, late.reason) == ("stale", "round 1 counts in scale epoch 0, which is over")
+    assert machine.pending_count == 0
+    again = coordinator(rounds=(commit.row,), manifest=commit.manifest)
+    again.handle(Connected(), 0)
+    assert receipt_of(hear(again, "dune", fleet.update())).verdict == "stale"
+
+
+def test_an_update_that_comes_while_the_scales_change_is_added_before_they_do():
+    machine = coordinator()
+    open_round(machine, "cabin", "dune")
+    hear(machine, "dune", fleet.death())
+    hear(machine, "cabin", fleet.update())
+    assert receipt_of(hear(machine, "dune", fleet.update())).verdict == "accepted"
+    (again,) = machine.handle(RESCALED, AFTER)
+    assert [m.device_id for m in again.members] == ["cabin", "dune"]
+    assert again.may_rescale
+    commit = machine.handle(RESCALED, AFTER)[0]
+    assert [m.device_id for m in commit.members] == ["cabin", "dune"]
+    assert machine.pending_count == 0
+
+
+def test_scales_stay_while_more_waits_than_one_sum_holds(monkeypatch):
+    monkeypatch.setattr(rounds, "WEIGHT_TOTAL_MAX", 60)
+    machine = coordinator()
+    open_round(machine, "cabin", "dune", updates_min=2)
+    hear(machine, "cabin", fleet.update())
+    (aggregate,) = hear(machine, "dune", fleet.update())[2:]
+    assert [m.device_id for m in aggregate.members] == ["cabin"]
+    assert not aggregate.may_rescale
 
 
 # Rounds that the operator gives up

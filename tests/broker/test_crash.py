@@ -88,7 +88,7 @@ def live(world: World) -> None:
 
 def make(path: Path) -> None:
     with Store(path) as store:
-        store.put_first_version(*first_manifest())
+        store.put_first_version(*first_manifest(), b"")
         for device in DEVICES:
             store.add_device(device, KEY[device])
         store.request_rounds(PLAN, 1, 2, 0, 60_000)

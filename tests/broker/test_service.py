@@ -15,17 +15,24 @@ import pytest
 from broker import founding, service
 from broker.config import load
 from broker.effects import Aggregate, CommitRound, Publish, StoreEpoch, StoreRound, StoreSeen, StoreUpdate
+from broker.registry import params_bytes_of
 from broker.service import Service, ServiceError, runs
-from broker.store import Store, StoreError
-from broker.views import ask_for_rounds
-from engine.codec import sparse
+from broker.sqlite import StoreError
+from broker.store import Store
+from broker.views import ask_for_rounds, current_plan
+from engine import master
+from engine.codec import steps
+from engine.codec.steps import Steps
+from engine.frame import frame_of
+from engine.master import Numbers
+from engine.models.scheme import load_params
 from tests.broker import fleet
 from tests.broker.fleet import KEY, SIGN
 from tests.broker.test_store import commit, update_row
 from wire import envelope, keys, topics
 from wire.link import Arrived, LinkDown, LinkUp
 from wire.log_line import line
-from wire.messages import Message, Offer, Receipt, Update
+from wire.messages import Message, Offer, Plan, Receipt, Update
 
 MODEL = Path(__file__).parents[2] / "firmware_sim/models/digits.tflite"
 
@@ -97,9 +104,8 @@ def rig(directory: Path) -> Rig:
 
 
 def payload(rig: Rig, at: int = 0) -> bytes:
-    vector = np.zeros(rig.store.snapshot().manifest.num_params, np.float32)
-    vector[at] = 0.5
-    return sparse.compress(vector, 1, 4)[0]
+    size = rig.store.snapshot().manifest.num_params
+    return steps.encode(Steps(size, np.array([at], np.uint32), np.array([7], np.int16)))
 
 
 def open_round(rig: Rig, *devices: str, updates_min: int = 1, keep_rate: float = 0.01) -> None:
@@ -178,6 +184,46 @@ def test_a_round_becomes_a_version_and_its_cost_is_kept(rig: Rig) -> None:
     assert rig.said.index(accepted) < rig.said.index(closed)
 
 
+def test_what_rounding_took_from_a_version_is_kept_and_joins_the_next_round(rig: Rig) -> None:
+    frame = frame_of(MODEL.read_bytes(), "last-2")
+
+    def whole() -> tuple[int, int]:
+        manifest = rig.store.snapshot().manifest
+        published = params_bytes_of(manifest, rig.store.blob)
+        numbers = Numbers(published, rig.store.remainder(manifest.model_version))
+        return int(master.read(frame, numbers)[0]), int(load_params(frame.suffix, published)[0])
+
+    rig.service._learning_rate = 0.06
+    seen = [whole()]
+    for round_id in range(1, 4):
+        open_round(rig, "cabin")
+        rig.turn(rig.say("cabin", Update(round_id, round_id, 40, 0, 0, payload(rig))))
+        seen.append(whole())
+    start, step = seen[0][0], round(0.06 * 7 * 65536)
+    assert [master_ for master_, _ in seen] == [start, start + step, start + 2 * step, start + 3 * step]
+    assert [published - seen[0][1] for _, published in seen] == [0, 0, 1, 1]  # 0.42, 0.84, 1.26 of a step
+
+
+def test_crowded_weights_get_room_and_everyone_fetches_the_new_base(rig: Rig) -> None:
+    open_round(rig, "cabin", keep_rate=1.0)
+    size = rig.store.snapshot().manifest.num_params
+    most = steps.encode(Steps(size, np.arange(1000, dtype=np.uint32), np.full(1000, 254, np.int16)))
+    rig.turn(rig.say("cabin", Update(1, 1, 40, 0, 0, most)))
+    (held,) = [said for said in rig.said if said.startswith("event=weights-held")]
+    assert held == "event=weights-held round=1 count=1000"
+    assert "event=rescaled round=1 scale_epoch=1" in rig.said
+    manifest = rig.store.snapshot().manifest
+    assert manifest.scale_epoch == 1
+    model = next(file for file in manifest.files if file.name == "model.tflite")
+    assert rig.store.blob(model.digest) != MODEL.read_bytes()
+    assert ask_plan(rig).scale_epoch == 1
+
+
+def ask_plan(rig: Rig) -> Plan:
+    with Store(rig.store.path) as operator:
+        return current_plan(rig.config, operator)
+
+
 def test_accuracy_is_measured_where_there_is_data(directory: Path, tmp_path: Path) -> None:
     windows = np.random.default_rng(1).random((20, 8, 8, 1)).astype(np.float32)
     np.savez(tmp_path / "test.npz", x=windows, y=np.zeros(20, int))
@@ -194,8 +240,8 @@ def test_accuracy_is_measured_where_there_is_data(directory: Path, tmp_path: Pat
 def test_a_full_disk_ends_the_loop_before_any_receipt(rig: Rig) -> None:
     open_round(rig, "cabin", keep_rate=1.0)
     size = rig.store.snapshot().manifest.num_params
-    large = sparse.compress(np.random.default_rng(1).normal(size=size).astype(np.float32), size, 4)[0]
-    rig.store._run(f"PRAGMA max_page_count = {rig.store._rows('PRAGMA page_count')[0][0]}")
+    large = steps.encode(Steps(size, np.arange(size, dtype=np.uint32), np.resize([3, -200, 17], size).astype(np.int16)))
+    rig.store._db.run(f"PRAGMA max_page_count = {rig.store._db.rows('PRAGMA page_count')[0][0]}")
     before = len(rig.link.published)
     with pytest.raises(StoreError, match="make room"):
         rig.turn(rig.say("cabin", Update(1, 1, 40, 0, 0, large)))

@@ -8,10 +8,21 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from broker import store as stores
-from broker.effects import CommitRound, Pending, Publish, StoreEpoch, StoreRound, StoreSeen, StoreUpdate, UpdateRow
+from broker import migrations
+from broker.effects import (
+    Aggregated,
+    CommitRound,
+    Pending,
+    Publish,
+    StoreEpoch,
+    StoreRound,
+    StoreSeen,
+    StoreUpdate,
+    UpdateRow,
+)
 from broker.rows import Cost
-from broker.store import VERSIONS_KEPT, Store, StoreError
+from broker.sqlite import StoreError
+from broker.store import VERSIONS_KEPT, Store
 from tests.broker import fleet
 from tests.broker.fleet import KEY, PLAN, first_manifest, params, row
 from wire import chunks
@@ -24,7 +35,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     with Store(tmp_path / "broker.db") as store:
-        store.put_first_version(*first_manifest())
+        store.put_first_version(*first_manifest(), b"first")
     return tmp_path / "broker.db"
 
 
@@ -32,12 +43,15 @@ def update_row(device: str = "cabin", round_id: int = 1, payload: bytes = b"payl
     return UpdateRow(device, round_id, 1, 40, b"d" * 32, 3, 4, payload)
 
 
-def commit(round_id: int, version: int, *members: Pending, content: bytes | None = None) -> CommitRound:
+def commit(
+    round_id: int, version: int, *members: Pending, content: bytes | None = None, model: bytes = b""
+) -> CommitRound:
     content = content or params(version, 0, 0, 0)
-    files = (first_manifest()[0].files[0], chunks.split("params.f32", content))
-    manifest = Manifest("tiny", version, version - 1, 4, files)
+    base = chunks.split("model.tflite", model) if model else first_manifest()[0].files[0]
+    manifest = Manifest("tiny", version, version - 1, 4, (base, chunks.split("params.bin", content)), int(bool(model)))
     closed = row(round_id, status="closed", base_version=version - 1, model_version=version)
-    return CommitRound(closed, manifest, content, members, 0.5, 0.25)
+    made = Aggregated(round_id, content, 0.5, 0.25, f"of {version}".encode(), model)
+    return CommitRound(closed, manifest, made, members)
 
 
 def member(device: str = "cabin", round_id: int = 1) -> Pending:
@@ -116,7 +130,7 @@ def test_a_version_that_counts_what_it_may_not_leaves_no_trace(path: Path, membe
     assert Store(path).snapshot() == before
     assert len(Store(path).versions()) == 1
     with pytest.raises(StoreError):
-        Store(path).blob(chunks.split("params.f32", params(2, 0, 0, 0)).digest)
+        Store(path).blob(chunks.split("params.bin", params(2, 0, 0, 0)).digest)
     store.apply(commit(1, 2, member("cabin")))
 
 
@@ -168,6 +182,36 @@ def test_the_numbers_of_devices_are_kept_and_only_old_versions_let_go(path: Path
     assert store.update_payload("cabin", VERSIONS_KEPT + 3) == b"payload"
 
 
+def test_what_only_the_coordinator_knows_of_a_version_is_kept_with_it_and_let_go_with_it(path: Path) -> None:
+    store = Store(path)
+    assert store.remainder(1) == b"first"
+    for round_id in range(1, VERSIONS_KEPT + 2):
+        open_round(store, round_id, round_id)
+        store.apply(commit(round_id, round_id + 1))
+    assert Store(path).remainder(VERSIONS_KEPT + 2) == f"of {VERSIONS_KEPT + 2}".encode()
+    assert (store.remainder(2), store.remainder(3)) == (b"", b"of 3")
+    with pytest.raises(StoreError, match="has no version 99"):
+        store.remainder(99)
+
+
+def test_a_new_base_file_is_kept_with_the_version_that_brings_it(path: Path) -> None:
+    store = Store(path)
+    open_round(store)
+    store.apply(commit(1, 2, model=b"with larger scales"))
+    manifest = Store(path).manifest()
+    assert manifest is not None
+    assert manifest.scale_epoch == 1
+    assert [store.blob(file.digest) for file in manifest.files] == [b"with larger scales", params(2, 0, 0, 0)]
+
+
+def test_the_plan_of_a_round_is_kept_as_it_was_when_it_opened(path: Path) -> None:
+    store = Store(path)
+    store.apply(StoreRound(row(1)))
+    plan = msgspec.structs.replace(PLAN, scale_epoch=3)
+    store.apply(StoreRound(row(1, plan=plan, status="open", base_version=1)))
+    assert Store(path).rounds()[0].plan == plan
+
+
 def test_params_that_came_back_are_not_let_go_with_the_old_version(path: Path) -> None:
     store = Store(path)
     same = params(0, 0, 0, 0)
@@ -200,7 +244,7 @@ def test_a_new_epoch_believes_nobody_present(path: Path) -> None:
 def test_after_sightings_every_write_is_flushed_again(path: Path) -> None:
     store = Store(path)
     store.apply(StoreSeen("cabin", True, "agent-1", 40, 3))
-    assert store._rows("PRAGMA synchronous") == [(2,)]  # FULL
+    assert store._db.rows("PRAGMA synchronous") == [(2,)]  # FULL
 
 
 def test_a_command_beside_serve_is_noticed_and_our_own_writes_are_not(path: Path) -> None:
@@ -277,8 +321,8 @@ def test_a_store_from_before_rounds_could_be_cancelled_is_brought_forward(
 ) -> None:
     path = tmp_path / "old.db"
     with monkeypatch.context() as old:
-        steps = stores.migrations.steps()
-        old.setattr(stores.migrations, "steps", lambda: steps[:1])
+        steps = migrations.steps()
+        old.setattr(migrations, "steps", lambda: steps[:1])
         with Store(path) as store:
             store.apply(StoreRound(row(1, status="open", base_version=1)))
     with Store(path) as store:
@@ -297,11 +341,11 @@ def test_the_field_score_is_pooled_over_the_devices_that_reported_on_a_version(p
 
 def test_a_full_disk_is_a_sentence_and_nothing_is_half_written(path: Path) -> None:
     store = Store(path)
-    pages = store._rows("PRAGMA page_count")[0][0]
-    store._run(f"PRAGMA max_page_count = {pages}")
+    pages = store._db.rows("PRAGMA page_count")[0][0]
+    store._db.run(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StoreError, match="make room on that disk"):
         store.apply_all([StoreUpdate(update_row("cabin")), StoreUpdate(update_row("dune", payload=bytes(100_000)))])
-    store._run("PRAGMA max_page_count = 100000")
+    store._db.run("PRAGMA max_page_count = 100000")
     assert store.updates() == []
     store.apply(StoreUpdate(update_row("cabin")))
 
@@ -319,15 +363,15 @@ def test_what_is_no_store_is_refused_with_a_sentence(tmp_path: Path, path: Path)
 
 
 def test_a_store_of_a_newer_broker_is_left_alone(path: Path) -> None:
-    Store(path)._put_setting("schema", 99)
+    Store(path)._db.put_setting("schema", 99)
     with pytest.raises(StoreError, match="newer broker"):
         Store(path)
 
 
 def test_an_older_store_is_brought_forward_by_a_writer_only(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = stores.migrations.steps()
+    steps = migrations.steps()
     later = [*steps, ["ALTER TABLE devices ADD COLUMN note TEXT"]]
-    monkeypatch.setattr(stores.migrations, "steps", lambda: later)
+    monkeypatch.setattr(migrations, "steps", lambda: later)
     with pytest.raises(StoreError, match="older broker"):
         Store(path, read_only=True)
     Store(path)

@@ -31,7 +31,7 @@ def coordinator_sign(data: bytes) -> bytes:
 
 
 def manifest(version: int = 1, params: bytes = PARAMS) -> Manifest:
-    files = (chunks.split("model.tflite", MODEL, CHUNK_BYTES), chunks.split("params.f32", params, CHUNK_BYTES))
+    files = (chunks.split("model.tflite", MODEL, CHUNK_BYTES), chunks.split("params.bin", params, CHUNK_BYTES))
     return Manifest("digits", version, max(0, version - 1), 100, files)
 
 
@@ -44,7 +44,7 @@ class Stage:
         self.now_ms = 1_000
         self.flash: dict[bytes, dict[int, bytes]] = {}
         self.effects: list[effects.Effect] = []  # all of them
-        self.data = {"model.tflite": MODEL, "params.f32": PARAMS}
+        self.data = {"model.tflite": MODEL, "params.bin": PARAMS}
 
     def handle(self, event: effects.Event) -> list[effects.Effect]:
         """What follows from the event, with everything that flash's answers bring."""

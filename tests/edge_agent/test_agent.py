@@ -291,6 +291,16 @@ def test_the_owners_limits_keep_it_waiting_with_the_reason_and_nothing_is_fetche
     assert why in stage.agent.reason
 
 
+def test_a_training_that_no_memory_holds_is_refused_before_anything_is_fetched_and_the_next_is_not():
+    stage = Stage().ready()
+    large = msgspec.structs.replace(PLAN, trainer_arena_bytes=60 << 20)
+    stage.hear("plan", large)
+    assert names(stage.offer(plan=large)) == []
+    assert stage.agent.reason == "training needs 79 MB, the plan allows 64 MB"
+    stage.hear("plan", PLAN)
+    assert "OpenFile" in names(stage.offer(2))
+
+
 def test_it_begins_as_soon_as_the_limits_allow():
     stage = Stage(limits=Limits(temperature_c_max=60.0)).ready()
     stage.read(msgspec.structs.replace(FINE, temperature_c=70.0))

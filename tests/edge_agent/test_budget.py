@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from edge_agent.budget import Limits, refusal
+from edge_agent.budget import TRAINER_BASELINE_BYTES, Limits, refusal
 from edge_agent.effects import Reading
 from tests.edge_agent.stage import FINE, PLAN
 
@@ -43,3 +43,10 @@ def test_a_limit_is_reached_only_beyond_it():
 def test_a_plan_for_no_examples_still_needs_one():
     plan = msgspec.structs.replace(PLAN, num_examples_min=0)
     assert refusal(Limits(), plan, Reading(num_examples=0)) == "0 labelled examples, the plan asks for 1"
+
+
+def test_a_training_that_cannot_fit_beside_its_libraries_is_refused_with_both_figures():
+    room = PLAN.trainer_memory_bytes_max - TRAINER_BASELINE_BYTES
+    assert refusal(ALL, msgspec.structs.replace(PLAN, trainer_arena_bytes=room), FINE) is None
+    too_large = msgspec.structs.replace(PLAN, trainer_arena_bytes=room + 1)
+    assert refusal(ALL, too_large, FINE) == "training needs 65 MB, the plan allows 64 MB"

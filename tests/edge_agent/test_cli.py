@@ -15,7 +15,7 @@ from edge_agent import config, flash, samples
 from edge_agent.cli import main
 from edge_agent.sources import files
 from edge_agent.sources.files import SourceError, read_npz
-from tests.real.scripted_coordinator import HEAD, MODEL, PARAMS, write_digits
+from tests.real.scripted_coordinator import FRAME, MODEL, PARAMS, write_digits
 from wire import chunks, keys
 
 COORDINATOR = keys.public_text(keys.generate())
@@ -66,7 +66,7 @@ def test_help_is_instant():
 
 
 def test_every_command_tells_its_exit_status():
-    for command in ("keygen", "run", "status", "doctor", "warm", "predict"):
+    for command in ("keygen", "run", "status", "doctor", "warm", "predict", "finetune", "inspect", "bench"):
         assert "Exit status" in run(command, "--help")
     for command in ("add", "count"):
         assert "Exit status" in run("samples", command, "--help")
@@ -128,7 +128,7 @@ def test_predict_runs_the_newest_model_on_flash_in_a_child(tmp_path, path, devic
     source = write_digits(tmp_path / "d.npz", 30)
     assert "no model is on flash" in run("predict", source, "--config", path, code=1)
     store = flash.Flash(device.device.state)
-    described = tuple(chunks.split(name, data) for name, data in (("model.tflite", MODEL), ("params.f32", PARAMS)))
+    described = tuple(chunks.split(name, data) for name, data in (("model.tflite", MODEL), ("params.bin", PARAMS)))
     for file, data in zip(described, (MODEL, PARAMS), strict=True):
         store.open_file(file)
         for index in range(len(file.chunk_digests)):
@@ -138,16 +138,16 @@ def test_predict_runs_the_newest_model_on_flash_in_a_child(tmp_path, path, devic
     found = json.loads(run("predict", source, "--config", path, "--json"))
     assert (found["model_version"], len(found["labels"]), found["known"]) == (5, 30, 30)
     assert found["labels"] == expected_labels(source)
-    flash.file_path(device.device.state, described[1].digest).write_bytes(b"!" * (4 * HEAD.num_params))
-    assert "params.f32 of version 5 is not whole" in run("predict", source, "--config", path, code=1)
+    flash.file_path(device.device.state, described[1].digest).write_bytes(b"!" * len(PARAMS))
+    assert "params.bin of version 5 is not whole" in run("predict", source, "--config", path, code=1)
 
 
 def expected_labels(source) -> list[int]:
-    from engine import train
-    from engine.models import interpreter, tflite
+    """By the model runtime, of the file that the coordinator would export."""
+    from engine.models import interpreter
 
-    features = interpreter.features(MODEL, tflite.read(MODEL), HEAD, read_npz(source).windows)
-    return train.predict(features, np.frombuffer(PARAMS, "<f4"), HEAD).tolist()
+    raw = interpreter.open_model(FRAME.file_with(PARAMS))(read_npz(source).windows)
+    return np.argmax(raw, axis=1).tolist()
 
 
 def test_the_doctor_finds_what_is_wrong_and_says_how_to_mend_it(tmp_path, path, device):

@@ -13,17 +13,18 @@ import pytest
 from edge_agent import child, flash, samples, trainer
 from edge_agent.effects import Job
 from edge_agent.trainer import Base, TrainerError, train
-from engine.codec import residual, sparse
-from engine.models import interpreter, tflite
+from engine import frozen
+from engine.codec import residual, steps
 from engine.models.graph import ModelError
+from engine.models.scheme import load_params
 from engine.train import TrainingError, evaluate
-from tests.real.scripted_coordinator import HEAD, MODEL, PARAMS, QUICK, write_digits
+from tests.real.scripted_coordinator import FRAME, MODEL, PARAMS, QUICK, SIZE, write_digits
 from wire import chunks
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-FILES = (chunks.split("model.tflite", MODEL), chunks.split("params.f32", PARAMS))
+FILES = (chunks.split("model.tflite", MODEL), chunks.split("params.bin", PARAMS))
 JOB = Job("dev-1", 3, 1, QUICK, FILES, 0)
 BASE = Base(MODEL, PARAMS)
 RATE = 0.2
@@ -37,20 +38,20 @@ def digits(tmp_path_factory) -> samples.Arrays:
 
 def test_the_update_is_sparse_and_what_it_leaves_out_is_owed(digits):
     trained = train(JOB, BASE, digits, None, RATE)
-    sent = sparse.decode(trained.answer.payload, size=HEAD.num_params, k_max=QUICK.keep_count)
+    sent = steps.decode(trained.answer.payload, size=SIZE, k_max=QUICK.keep_count)
     assert len(sent.indices) == QUICK.keep_count
     assert np.count_nonzero(trained.residual) > QUICK.keep_count
     assert trained.answer.loss_after < trained.answer.loss_before
-    assert loss_of_the_base(digits, sent.indices, sent.values) < loss_of_the_base(digits, sent.indices, -sent.values)
+    moved = steps.dense(sent) * FRAME.unit
+    assert loss_of_the_base(digits, moved) < loss_of_the_base(digits, 0 * moved) < loss_of_the_base(digits, -moved)
     assert trained.answer.note == ""
 
 
-def loss_of_the_base(digits, indices, values) -> float:
+def loss_of_the_base(digits, moved) -> float:
     """With the update added: local = base + delta, never the opposite sign."""
-    params = np.frombuffer(PARAMS, "<f4").copy()
-    params[indices] += values
-    features = interpreter.features(MODEL, tflite.read(MODEL), HEAD, digits.windows)
-    return evaluate(features, digits.labels, params, HEAD).loss
+    params = np.clip(load_params(FRAME.suffix, PARAMS) + moved, -FRAME.limit, FRAME.limit)
+    features = frozen.features(MODEL, FRAME.graph, FRAME.suffix, digits.windows)
+    return evaluate(FRAME.graph_with(params), FRAME.suffix, features, digits.labels).loss
 
 
 def test_held_out_windows_measure_and_never_train(digits):
@@ -71,6 +72,30 @@ def test_the_same_job_gives_the_same_bytes_and_another_device_others(digits):
     assert train(other, BASE, digits, None, RATE).answer.payload != again.answer.payload
 
 
+def test_the_frozen_part_runs_once_for_each_window_and_the_update_is_the_same(digits, tmp_path, monkeypatch):
+    keeping = trainer.Keeping(tmp_path / "features", 1 << 20, 0)
+    plain = train(JOB, BASE, digits, None, RATE)
+    assert train(JOB, BASE, digits, None, RATE, keeping=keeping).answer == plain.answer
+    ran = []
+    whole = frozen.features
+    monkeypatch.setattr(frozen, "features", lambda *given: ran.append(len(given[-1])) or whole(*given))
+    assert train(JOB, BASE, digits, None, RATE, keeping=keeping).answer == plain.answer
+    assert sum(ran) == 0
+    more = digits._replace(numbers=np.r_[digits.numbers[:-1], np.uint64(99)])
+    train(JOB, BASE, more, None, RATE, keeping=keeping)
+    assert sum(ran) == 1
+
+
+def test_windows_that_have_left_the_store_can_train_again(digits, tmp_path):
+    keeping = trainer.Keeping(tmp_path / "features", 1 << 20, 20)
+    train(JOB, BASE, digits, None, RATE, keeping=keeping)
+    rest = samples.Arrays(*(part[30:] for part in digits))
+    alone = train(JOB, BASE, rest, None, RATE)
+    together = train(JOB, BASE, rest, None, RATE, keeping=keeping)
+    assert together.answer.payload != alone.answer.payload
+    assert together.answer.num_examples == alone.answer.num_examples  # its weight is that of what is new
+
+
 def test_windows_without_a_label_wait(digits):
     labels = digits.labels.copy()
     labels[:30] = samples.UNKNOWN
@@ -80,23 +105,34 @@ def test_windows_without_a_label_wait(digits):
 
 def test_what_is_owed_joins_the_update_and_a_damaged_debt_counts_as_none(digits):
     without = train(JOB, BASE, digits, None, RATE)
-    owed = np.zeros(HEAD.num_params, np.float32)
-    owed[0] = 5.0
+    owed = np.zeros(SIZE, np.int32)
+    owed[0] = 500
     kept = residual.dump_residual(owed)
     with_debt = train(JOB, BASE, digits, kept, RATE)
-    sent = sparse.decode(with_debt.answer.payload, size=HEAD.num_params, k_max=QUICK.keep_count)
-    assert sent.indices[0] == 0
+    sent = steps.decode(with_debt.answer.payload, size=SIZE, k_max=QUICK.keep_count)
+    assert (sent.indices[0], sent.units[0]) == (0, 254)
+    assert 150 < with_debt.residual[0] < 350
     damaged = train(JOB, BASE, digits, kept[:-1] + bytes([kept[-1] ^ 1]), RATE)
     assert damaged.answer.payload == without.answer.payload
     assert "damaged" in damaged.answer.note
+
+
+def test_a_debt_in_the_steps_of_an_older_scale_epoch_is_let_go_and_told(digits):
+    kept = residual.dump_residual(np.full(SIZE, 9, np.int32), scale_epoch=0)
+    rescaled = msgspec.structs.replace(JOB, plan=msgspec.structs.replace(QUICK, scale_epoch=1))
+    without = train(rescaled, BASE, digits, None, RATE)
+    with_old = train(rescaled, BASE, digits, kept, RATE)
+    assert with_old.answer.payload == without.answer.payload
+    assert "of scale epoch 0, the model of 1" in with_old.answer.note
 
 
 @pytest.mark.parametrize(
     ("error", "sentence", "change"),
     [
         (TrainerError, "plan is for another model", {"num_params": 5}),
+        (TrainerError, "trains 17802 float32 params", {"value_bits": 4}),
         (ModelError, "last-9", {"train": "last-9"}),
-        (TrainingError, "diverged", {"learning_rate": 1e38}),
+        (TrainingError, "Training diverged", {"learning_rate": 1e38}),
     ],
 )
 def test_a_plan_that_does_not_fit_is_one_sentence(digits, error, sentence, change):
@@ -108,11 +144,8 @@ def test_a_plan_that_does_not_fit_is_one_sentence(digits, error, sentence, chang
 def test_a_model_that_is_none_and_params_of_another_length_are_refused(digits):
     with pytest.raises(ModelError):
         train(JOB, Base(b"not a model", PARAMS), digits, None, RATE)
-    with pytest.raises(TrainerError, match="bytes of them"):
+    with pytest.raises(ModelError, match="bytes do not fit"):
         train(JOB, Base(MODEL, PARAMS[:-4]), digits, None, RATE)
-    nan = np.full(HEAD.num_params, np.nan, "<f4").tobytes()
-    with pytest.raises(TrainingError):
-        train(JOB, Base(MODEL, nan), digits, None, RATE)
 
 
 def test_no_examples_at_all_is_told(digits):
@@ -181,7 +214,7 @@ def test_a_residual_that_is_gone_is_noted_and_training_goes_on(root):
 def test_a_store_of_other_windows_is_one_sentence(root):
     (root / "samples").unlink()
     samples.create(root / "samples", (4,), 100).append(np.zeros(4, "<f4").tobytes(), 1)
-    assert "windows are float32 (1, 4)" in run(root)[1].reason
+    assert "windows are (1, 4)" in run(root)[1].reason
     (root / "samples").unlink()
     assert "there are no samples" in run(root)[1].reason
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.codec.header import CodecError
 from engine.codec.residual import dump_residual, load_residual, step
-from engine.codec.sparse import CodecError, Header, Sparse, compress, decode, dense, describe
+from engine.codec.sparse import Header, Sparse, compress, decode, dense, describe
 from tests import naive
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/codec_v1.json").read_text())
@@ -250,22 +251,22 @@ def test_a_step_that_makes_no_sense_is_refused():
 def test_a_residual_survives_flash_and_damage_to_it_is_seen():
     residual = heavy(50)
     kept = dump_residual(residual)
-    assert len(kept) == 12 + 200
-    assert np.array_equal(load_residual(kept, 50), residual)
-    load_residual(kept, 50)[0] = 1  # it may be written
+    assert len(kept) == 21 + 200
+    assert np.array_equal(load_residual(kept, 50, "float32"), residual)
+    load_residual(kept, 50, "float32")[0] = 1  # it may be written
     for place in range(len(kept)):
         damaged = bytearray(kept)
         damaged[place] ^= 4
         with pytest.raises(CodecError, match="damaged"):
-            load_residual(bytes(damaged), 50)
-    for length in (0, 5, 11, 12, 100, 211):
+            load_residual(bytes(damaged), 50, "float32")
+    for length in (0, 5, 20, 21, 100, 220):
         with pytest.raises(CodecError, match=r"cut short|damaged"):
-            load_residual(kept[:length], 50)
+            load_residual(kept[:length], 50, "float32")
     with pytest.raises(CodecError, match="this one has 51"):
-        load_residual(kept, 51)
+        load_residual(kept, 51, "float32")
     residual[7] = np.nan
     with pytest.raises(CodecError, match="NaN"):
-        load_residual(dump_residual(residual), 50)
+        load_residual(dump_residual(residual), 50, "float32")
 
 
 def test_a_sparse_update_becomes_dense_where_it_says():

@@ -8,9 +8,11 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from engine.models.interpreter import features, open_model
-from engine.models.plan import head_of
+from engine.frozen import features
+from engine.models.interpreter import open_model
+from engine.models.scheme import resolve
 from engine.models.tflite import read
+from engine.train import real_values
 from firmware_sim.models.split import digits_split
 
 SHIPPED = Path(__file__).parents[2] / "firmware_sim" / "models"
@@ -24,6 +26,12 @@ OPERATORS = {
 def digits():
     bunch = load_digits()
     return (bunch.data / 16).astype(np.float32).reshape(-1, 8, 8, 1), bunch.target
+
+
+def real_features(data, graph, windows):
+    suffix = resolve(graph, "last-2")
+    entering = graph.tensors[suffix.entering]
+    return real_values(entering, features(data, graph, suffix, windows)).reshape(len(windows), -1)
 
 
 def test_the_files_are_the_ones_listed():
@@ -40,7 +48,7 @@ def test_a_shipped_model_is_small_and_int8_and_of_common_operators(name):
     assert len(data) < 100_000
     assert {operator.kind for operator in graph.operators} <= OPERATORS
     assert all(tensor.dtype in {"int8", "int32"} for tensor in graph.tensors)
-    assert 16_000 < head_of(graph, "last-2").num_params < 32_000
+    assert 16_000 < resolve(graph, "last-2").num_params < 32_000
 
 
 def test_the_three_shares_of_the_digits_are_apart_and_fixed():
@@ -64,7 +72,7 @@ def test_a_new_head_on_the_digits_features_learns_from_the_fleet(digits):
     images, labels = digits
     data, rows = (SHIPPED / "digits.tflite").read_bytes(), digits_split()
     graph = read(data)
-    known = features(data, graph, head_of(graph, "last-2"), images)
+    known = real_features(data, graph, images)
     head = LogisticRegression(max_iter=1000).fit(known[rows["fleet"]], labels[rows["fleet"]])
     assert head.score(known[rows["test"]], labels[rows["test"]]) >= 0.98
 
@@ -81,7 +89,7 @@ def test_the_wrist_features_tell_tempo_strength_and_posture():
         motion = motion + rng.normal(0, 0.3, (200, 3)) + 9.81 * np.eye(3)[down]
         windows.append(motion[:, None, :])
         which.append(index % 4)
-    known = features(data, graph, head_of(graph, "last-2"), np.array(windows, np.float32))
+    known = real_features(data, graph, np.array(windows, np.float32))
     assert known.min() >= 0
     assert known.max() <= 6.01
     head = LogisticRegression(max_iter=500).fit(known[:100], which[:100])

@@ -17,8 +17,10 @@ from typing import Self
 import msgspec
 import numpy as np
 
-from engine.models import plan as plans
-from engine.models import tflite
+from engine import master
+from engine.frame import frame_of
+from engine.models.scheme import reset_params
+from engine.program import memory_of
 from firmware_sim.models.split import digits_split
 from wire import chunks, envelope, keys, topics
 from wire.limits import WANT_CHUNKS_MAX
@@ -26,27 +28,29 @@ from wire.link import Arrived, Link
 from wire.messages import Manifest, Offer, Plan, Receipt, State, Update, Want, digest_of, encode
 
 MODEL = (Path(__file__).parents[2] / "firmware_sim/models/digits.tflite").read_bytes()
-HEAD = plans.head_of(tflite.read(MODEL), "last-2")
-PARAMS = plans.reset_params(HEAD, 1).astype("<f4").tobytes()
+FRAME = frame_of(MODEL, "last-2")
+SIZE = FRAME.suffix.num_params
+PARAMS = master.first(FRAME, reset_params(FRAME.graph, FRAME.suffix, 1)).published
 PATIENCE_S = 150.0
 
 QUICK = Plan(
     model="digits",
     train="last-2",
     lane="economy",
-    num_params=HEAD.num_params,
+    num_params=SIZE,
     epochs=2,
     batch_size=16,
     learning_rate=0.05,
     momentum=0.9,
     clip_norm=10.0,
-    keep_count=HEAD.num_params // 100,
-    value_bits=4,
+    keep_count=SIZE // 100,
+    value_bits=0,
     seed=7,
     num_examples_min=1,
     num_examples_max=4096,
     trainer_memory_bytes_max=256 << 20,
     trainer_ms_max=120_000,
+    trainer_arena_bytes=memory_of(FRAME.graph, FRAME.suffix, 16, 0.9),
 )
 ENDLESS = msgspec.structs.replace(QUICK, epochs=1000, batch_size=1)
 
@@ -68,7 +72,7 @@ class Coordinator:
         self._heard: queue.SimpleQueue = queue.SimpleQueue()
         self.wants: list[Want] = []
         self.updates: list[bytes] = []
-        self.files = {"model.tflite": MODEL, "params.f32": PARAMS}
+        self.files = {"model.tflite": MODEL, "params.bin": PARAMS}
         self.described = {name: chunks.split(name, data, 16_384) for name, data in self.files.items()}
         filters = topics.coordinator_filters(fleet)
         self._link = Link(url, f"{fleet}-c", filters=filters, will=None, post=self._post, jitter=random.Random(1))
@@ -93,7 +97,7 @@ class Coordinator:
         self.share("state", State(1, online=True, round_id=0, model_version=version))
         self.share("plan", plan)
         files = tuple(self.described.values())
-        self.share("manifest", Manifest("digits", version, version - 1, HEAD.num_params, files))
+        self.share("manifest", Manifest("digits", version, version - 1, SIZE, files))
 
     def offer(self, round_id: int, plan: Plan, version: int = 1) -> None:
         self.send("offer", Offer(round_id, digest_of(encode(plan)), version, lasts_ms=600_000))

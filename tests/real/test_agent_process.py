@@ -15,11 +15,11 @@ import pytest
 
 from edge_agent import config, flash, samples, story
 from edge_agent.sources import files
-from engine.codec import sparse
+from engine.codec import steps
 from tests.real.scripted_coordinator import (
     ENDLESS,
-    HEAD,
     QUICK,
+    SIZE,
     AgentProcess,
     Coordinator,
     is_alive,
@@ -78,7 +78,7 @@ def test_an_update_survives_a_kill_and_is_resent_to_the_byte_until_its_receipt(s
     assert {outbox[1], found[1], receipt[1]} == {hashlib.sha256(sealed).hexdigest()}
     assert int(outbox[2]) == len(sealed)
     assert int(trained[1]) < 256 * 1024
-    decoded = sparse.decode(update.payload, size=HEAD.num_params, k_max=QUICK.keep_count)
+    decoded = steps.decode(update.payload, size=SIZE, k_max=QUICK.keep_count)
     assert len(decoded.indices) == QUICK.keep_count
     assert update.num_examples + update.held_out_count == EXAMPLES
     assert 0 < update.held_out_count < EXAMPLES / 2
@@ -158,7 +158,8 @@ def test_the_memory_limit_of_the_plan_is_one_sentence_and_no_update(site):
         coordinator.wait_for("birth")
         coordinator.offer(1, plan)
         agent.wait_for(
-            r'event=trainer round=1 ok=0 .*reason="out of memory: the plan allows 32 MB, libraries take \d+"$'
+            r'event=trainer round=1 ok=0 .*reason="out of memory: the plan allows 32 MB, '
+            r'libraries take \d+ and training \d+"$'
         )
         telemetry, _ = coordinator.wait_for("telemetry")
         assert "out of memory" in telemetry.reason

@@ -21,7 +21,11 @@ import pytest
 
 from broker.config import load
 from broker.store import Store
-from engine.codec import residual, sparse
+from engine.codec import residual, steps
+from engine.codec.steps import Steps
+from engine.frame import frame_of
+from engine.models.scheme import dump_params, params_of, resolve
+from engine.models.tflite import read
 from wire import chunks, envelope, keys, limits, topics
 from wire.link import Arrived, Link, LinkEvent, LinkUp
 from wire.messages import Birth, Chunk, Manifest, Message, Offer, Plan, Receipt, State, Update, Want, digest_of
@@ -151,8 +155,12 @@ def birth(connection: int = 1) -> Birth:
 
 
 def payload_for(plan: Plan, seed: int) -> bytes:
-    delta = np.random.default_rng(seed).normal(0, 0.1, plan.num_params).astype(np.float32)
-    payload, _ = residual.step(delta, np.zeros_like(delta), plan.keep_count, plan.value_bits, plan.clip_norm)
+    """What a device sends that trained: mostly single steps."""
+    chance = np.random.default_rng(seed)
+    delta = np.rint(chance.standard_t(3, plan.num_params)).astype(np.int32)
+    frame = frame_of(MODEL.read_bytes(), plan.train)
+    nothing, k = np.zeros_like(delta), plan.keep_count
+    payload, _ = residual.step_exact(delta, nothing, frame.unit, frame.scale, k=k, clip_norm=plan.clip_norm)
     return payload
 
 
@@ -230,7 +238,7 @@ def test_a_round_from_birth_to_the_next_version(home: Path, serving: list[Servin
         "trains version 1": Update(1, 2, 40, 0, 0, payload),
         "format": Update(1, 1, 40, 0, 0, b"\xff" + payload[1:]),
         "cut short": Update(1, 1, 40, 0, 0, payload[:30]),
-        "scale": Update(1, 1, 40, 0, 0, payload_with_scale(payload, float("nan"))),
+        "too many": Update(1, 1, 40, 0, 0, payload + b"\0"),
         "plan allows": Update(1, 1, 40, 0, 0, payload_of_many(plan)),
     }
     for sentence, update in wrong.items():
@@ -252,11 +260,13 @@ def test_a_round_from_birth_to_the_next_version(home: Path, serving: list[Servin
     assert accepted == [f"event=accepted device=cabin round=1 digest={digest_of(sealed).hex()} pending=1"]
     after = fetch(device, device.hear(Manifest, model_version=2))
     assert after["model.tflite"] == files["model.tflite"]
-    expected = expected_params(files["params.f32"], payload, plan)
-    assert after["params.f32"] == expected
-    export = home / "two.npz"
+    expected = expected_params(files["params.bin"], payload, plan)
+    assert after["params.bin"] == expected != files["params.bin"]
+    export = home / "two.tflite"
     broker("model", "export", "2", "--out", str(export), "--config", str(home))
-    assert np.load(export)["params"].tobytes() == expected
+    graph = read(export.read_bytes())
+    suffix = resolve(graph, plan.train)
+    assert dump_params(suffix, params_of(graph, suffix)) == expected
 
     serving[0].process.send_signal(signal.SIGTERM)
     assert serving[0].process.wait(PATIENCE_S) == 0
@@ -264,22 +274,23 @@ def test_a_round_from_birth_to_the_next_version(home: Path, serving: list[Servin
 
 
 def expected_params(before: bytes, payload: bytes, plan: Plan) -> bytes:
-    """base + decoded delta, worked out on its own: exact sums are in units of 2^-30."""
-    delta = sparse.dense(sparse.decode(payload, size=plan.num_params, k_max=plan.keep_count))
-    fixed = np.rint(delta.astype(np.float64) * 2**30) / 2**30
-    assert np.abs(fixed - delta).max() <= 2**-31
-    return (np.frombuffer(before, dtype="<f4") + fixed.astype(np.float32)).tobytes()
-
-
-def payload_with_scale(payload: bytes, scale: float) -> bytes:
-    header = sparse.describe(payload)
-    at = header.header_bytes - 4
-    return payload[:at] + np.float32(scale).tobytes() + payload[header.header_bytes :]
+    """base + what one device sent, worked out on its own: int8 weights and int32 biases, layer by layer."""
+    frame = frame_of(MODEL.read_bytes(), plan.train)
+    moved = steps.dense(steps.decode(payload, size=plan.num_params, k_max=plan.keep_count)) * frame.unit
+    after, at = b"", 0
+    for layer in frame.suffix.layers:
+        weights = np.frombuffer(before, np.int8, layer.num_weights, len(after)).astype(np.int64)
+        biases = np.frombuffer(before, "<i4", layer.num_bias, len(after) + layer.num_weights)
+        middle = at + layer.num_weights
+        after += np.clip(weights + moved[at:middle], -127, 127).astype(np.int8).tobytes()
+        after += (biases + moved[middle : middle + layer.num_bias]).astype("<i4").tobytes()
+        at = middle + layer.num_bias
+    return after
 
 
 def payload_of_many(plan: Plan) -> bytes:
-    delta = np.random.default_rng(9).normal(0, 0.1, plan.num_params).astype(np.float32)
-    return sparse.compress(delta, plan.keep_count + 1, plan.value_bits)[0]
+    count = plan.keep_count + 1
+    return steps.encode(Steps(plan.num_params, np.arange(count, dtype=np.uint32), np.ones(count, np.int16)))
 
 
 def test_what_was_receipted_is_counted_once_though_the_coordinator_is_killed(

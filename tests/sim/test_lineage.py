@@ -7,16 +7,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from broker.aggregate.rules import next_params, rule_named
-from broker.effects import CommitRound, Pending, RoundRow, StoreRound, StoreUpdate, UpdateRow
+from broker.aggregate.rules import next_numbers, rule_named
+from broker.effects import Aggregated, CommitRound, Pending, RoundRow, StoreRound, StoreUpdate, UpdateRow
+from broker.registry import first_version
 from broker.rounds import weigh
 from broker.store import Store
-from engine.codec.residual import step
+from engine.codec.residual import step_exact
+from engine.frame import frame_of
+from engine.master import Numbers
+from engine.rescale import grown
 from firmware_sim.lineage import Finished, Lineage, judge
+from tests.engine.graph_tflite import write
+from tests.engine.sketch import residual_net
 from wire import chunks
-from wire.messages import Manifest, Plan, Update
+from wire.messages import MODEL_FILE, PARAMS_FILE, Manifest, Plan, Update
 
-SIZE = 40
+MODEL = write(residual_net())
+FRAME = frame_of(MODEL, "last-1")
+SIZE = FRAME.suffix.num_params
 DEVICES = ("cabin", "dune", "elm")
 PLAN = Plan(
     model="toy",
@@ -29,7 +37,7 @@ PLAN = Plan(
     momentum=0.0,
     clip_norm=10.0,
     keep_count=8,
-    value_bits=4,
+    value_bits=0,
     seed=1,
     num_examples_min=1,
     num_examples_max=30,
@@ -38,28 +46,28 @@ PLAN = Plan(
 )
 
 
-def manifest_of(version: int, params: bytes) -> Manifest:
-    return Manifest("toy", version, version - 1, SIZE, (chunks.split("params.f32", params),))
-
-
 class Fleet:
     """A store and a wire, filled round by round by a coordinator that may cheat."""
 
     def __init__(self, path: Path) -> None:
         self.store = Store(path)
         self.chance = np.random.default_rng(5)
-        self.first = self.chance.normal(size=SIZE).astype("<f4").tobytes()
-        self.params = self.first
-        first = manifest_of(1, self.first)
-        self.store.put_first_version(first, {first.files[0].digest: self.first})
+        manifest, blobs, remainder = first_version(MODEL, "toy", "last-1", 3)
+        self.first = Numbers(blobs[manifest.files[1].digest], remainder)
+        self.frame, self.numbers, self.manifest = FRAME, self.first, manifest
+        self.store.put_first_version(manifest, blobs, remainder)
         self.store.request_rounds(PLAN, 5, 1, 0, 1000)
         self.wire: dict[bytes, Update] = {}
         self.finished: dict[bytes, Finished] = {}
 
-    def make(self, device: str, round_id: int, base: int) -> Pending:
-        payload, _ = step(
-            self.chance.normal(size=SIZE).astype(np.float32), np.zeros(SIZE, np.float32), 8, 4, float("inf")
-        )
+    def lineage(self) -> Lineage:
+        return Lineage(FRAME, self.first, 1.0)
+
+    def make(self, device: str, round_id: int, base: int, spread: float = 3.0) -> Pending:
+        delta = np.rint(self.chance.normal(size=SIZE) * spread * self.frame.unit).astype(np.int32)
+        nothing = np.zeros(SIZE, np.int32)
+        k = 8 if spread < 9 else SIZE
+        payload, _ = step_exact(delta, nothing, self.frame.unit, self.frame.scale, k=k, clip_norm=float("inf"))
         update = Update(round_id, base, 20 + 5 * len(device), 0, 0, payload)
         digest = hashlib.sha256(payload + device.encode()).digest()
         self.wire[digest] = update
@@ -68,17 +76,27 @@ class Fleet:
         self.store.apply(StoreUpdate(UpdateRow(device, round_id, base, weight, digest, 0, 0, payload)))
         return Pending(device, round_id, base, weight)
 
-    def close(self, round_id: int, members: list[Pending], really: list[Pending] | None = None) -> None:
+    def close(
+        self, round_id: int, members: list[Pending], really: list[Pending] | None = None, *, base: bytes = b""
+    ) -> None:
+        """`base` is a base file to publish in place of the one that the rule of rescaling gives."""
         version = round_id  # round r turns version r into r + 1
         weighed = [weigh(member, version) for member in members]
         added = weighed if really is None else [weigh(member, version) for member in really]
         payload_of = self.store.update_payload
-        self.params = next_params(self.params, added, payload_of, rule_named("fedavg"), 1.0)
+        before = self.frame, self.numbers
+        self.numbers, _ = next_numbers(*before, added, payload_of, rule=rule_named("fedavg"), learning_rate=1.0)
+        self.frame, self.numbers = grown(self.frame, self.numbers) or (self.frame, self.numbers)
         opened = RoundRow(round_id, PLAN, "open", 1, 0, 1000, version)
         self.store.apply(StoreRound(opened))
         closed = RoundRow(round_id, PLAN, "closed", 1, 0, 1000, version, version + 1)
-        manifest = manifest_of(version + 1, self.params)
-        self.store.apply(CommitRound(closed, manifest, self.params, tuple(weighed), None, None))
+        model = base or (self.frame.model if self.frame is not before[0] else b"")
+        made = Aggregated(round_id, self.numbers.published, None, None, self.numbers.remainder, model)
+        base_file = chunks.split(MODEL_FILE, model) if model else self.manifest.files[0]
+        files = (base_file, chunks.split(PARAMS_FILE, self.numbers.published))
+        epoch = self.manifest.scale_epoch + int(bool(model))
+        self.manifest = Manifest("toy", version + 1, version, SIZE, files, epoch)
+        self.store.apply(CommitRound(closed, self.manifest, made, tuple(weighed)))
 
     def honest_round(self, round_id: int) -> None:
         self.close(round_id, [self.make(device, round_id, round_id) for device in DEVICES])
@@ -96,9 +114,9 @@ def test_an_honest_lineage_is_proved_bit_for_bit(fleet: Fleet) -> None:
     late = fleet.make("fen", 1, 1)  # of round 1, counted in round 3: stale, and so lighter
     fleet.honest_round(2)
     fleet.close(3, [late, *(fleet.make(device, 3, 3) for device in DEVICES)])
-    lineage = Lineage(fleet.first, 1.0)
+    lineage = fleet.lineage()
     lineage.advance(fleet.store, fleet.wire.get)
-    assert lineage.params == fleet.params
+    assert lineage.numbers == fleet.numbers
     verdict = judge(fleet.finished, fleet.store.updates(), [], lineage)
     assert (verdict.versions_proved, verdict.versions_wrong, verdict.from_store) == (3, 0, 0)
     assert (verdict.finished, verdict.counted, verdict.lost, verdict.double_counted) == (10, 10, [], [])
@@ -109,7 +127,7 @@ def test_an_update_added_twice_and_written_down_once_is_found(fleet: Fleet) -> N
     members = [fleet.make(device, 2, 2) for device in DEVICES]
     fleet.close(2, members, really=[*members, members[1]])
     fleet.honest_round(3)
-    lineage = Lineage(fleet.first, 1.0)
+    lineage = fleet.lineage()
     lineage.advance(fleet.store, fleet.wire.get)
     verdict = judge(fleet.finished, fleet.store.updates(), [], lineage)
     assert verdict.double_counted == [("dune", 2)]
@@ -119,7 +137,7 @@ def test_an_update_added_twice_and_written_down_once_is_found(fleet: Fleet) -> N
 def test_an_update_written_down_and_never_added_is_lost(fleet: Fleet) -> None:
     members = [fleet.make(device, 1, 1) for device in DEVICES]
     fleet.close(1, members, really=members[:2])
-    lineage = Lineage(fleet.first, 1.0)
+    lineage = fleet.lineage()
     lineage.advance(fleet.store, fleet.wire.get)
     verdict = judge(fleet.finished, fleet.store.updates(), [], lineage)
     assert verdict.lost == [("elm", 1)]
@@ -129,7 +147,7 @@ def test_an_update_written_down_and_never_added_is_lost(fleet: Fleet) -> None:
 def test_parameters_that_nothing_explains_prove_nothing(fleet: Fleet) -> None:
     members = [fleet.make(device, 1, 1) for device in DEVICES]
     fleet.close(1, members, really=members[:1])  # two of three left out
-    lineage = Lineage(fleet.first, 1.0)
+    lineage = fleet.lineage()
     lineage.advance(fleet.store, fleet.wire.get)
     verdict = judge(fleet.finished, fleet.store.updates(), [], lineage)
     assert verdict.lost == [("cabin", 1), ("dune", 1), ("elm", 1)]
@@ -141,7 +159,7 @@ def test_parameters_that_nothing_explains_prove_nothing(fleet: Fleet) -> None:
 def test_an_update_that_waits_in_the_store_is_not_counted(fleet: Fleet) -> None:
     fleet.honest_round(1)
     fleet.make("fen", 1, 1)
-    lineage = Lineage(fleet.first, 1.0)
+    lineage = fleet.lineage()
     lineage.advance(fleet.store, fleet.wire.get)
     assert judge(fleet.finished, fleet.store.updates(), [], lineage).lost == [("fen", 1)]
 
@@ -151,7 +169,7 @@ def test_a_refusal_is_no_loss_and_a_stored_update_of_nobody_is_named(fleet: Flee
     fleet.finished[b"r" * 32] = Finished("gorse", 1, 300)
     digest = next(iter(fleet.wire))
     del fleet.finished[digest]
-    lineage = Lineage(fleet.first, 1.0)
+    lineage = fleet.lineage()
     lineage.advance(fleet.store, fleet.wire.get)
     verdict = judge(fleet.finished, fleet.store.updates(), [b"r" * 32, b"x" * 32], lineage)
     assert verdict.refused == [("gorse", 1)]
@@ -162,7 +180,31 @@ def test_a_refusal_is_no_loss_and_a_stored_update_of_nobody_is_named(fleet: Flee
 def test_what_the_wire_did_not_show_is_taken_from_the_store_and_told(fleet: Fleet) -> None:
     fleet.honest_round(1)
     del fleet.wire[next(iter(fleet.wire))]
-    lineage = Lineage(fleet.first, 1.0)
+    lineage = fleet.lineage()
     lineage.advance(fleet.store, fleet.wire.get)
     assert lineage.proved == [2]
     assert lineage.from_store == 1
+
+
+def crowded_round(fleet: Fleet, base: bytes = b"") -> None:
+    fleet.close(1, [fleet.make(device, 1, 1, spread=300.0) for device in DEVICES], base=base)
+
+
+def test_a_base_that_was_rescaled_by_the_rule_is_proved_and_the_lineage_goes_on_in_it(fleet: Fleet) -> None:
+    crowded_round(fleet)
+    assert fleet.manifest.scale_epoch == 1
+    fleet.honest_round(2)
+    lineage = fleet.lineage()
+    lineage.advance(fleet.store, fleet.wire.get)
+    assert (lineage.proved, lineage.wrong) == ([2, 3], [])
+    assert lineage.frame.model == fleet.frame.model != MODEL
+    assert lineage.numbers == fleet.numbers
+
+
+def test_a_base_that_the_rule_does_not_give_proves_nothing(fleet: Fleet) -> None:
+    other = MODEL[:-1] + bytes([MODEL[-1] ^ 1])
+    crowded_round(fleet, base=other)
+    lineage = fleet.lineage()
+    lineage.advance(fleet.store, fleet.wire.get)
+    assert (lineage.proved, lineage.wrong) == ([], [2])
+    assert lineage.frame.model == other

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from broker.registry import First
 from broker.rows import StoredUpdate
 from engine.codec.sparse import compress
 from firmware_sim import summary
@@ -18,8 +19,10 @@ from firmware_sim.lineage import Verdict
 from firmware_sim.screen import LiveTable, Row, screen_on
 from firmware_sim.site import Recipe, Site, Wish
 from firmware_sim.tap import Heard
-from wire.messages import Update
+from wire import chunks
+from wire.messages import Manifest, Update
 
+FILE = chunks.split("params.bin", bytes(4))
 PAYLOAD, _ = compress(np.arange(1000, dtype=np.float32) / 1000, 10, 4)
 WISH = Wish("demo", "toy", b"", Shares({}, (np.zeros(0), np.zeros(0))), Recipe(1, 1, 0.1, 0.0, 0.01, 4), 3, 7)  # type: ignore[arg-type]
 
@@ -30,7 +33,7 @@ def outcome() -> Outcome:
     heard = Heard(sealed={digest: ("dune", b"x" * 150)}, packet_of={digest: 190})
     heard.packet_bytes.update({("up", "update"): 190, ("up", "birth"): 10, ("dn", "chunk"): 5000})
     return Outcome(
-        site=Site(Path(), {"cabin": "", "dune": ""}, "", bytes(4000)),
+        site=Site(Path(), {"cabin": "", "dune": ""}, "", First(Manifest("toy", 1, 0, 1000, (FILE,)), {}, b"")),
         verdict=Verdict(5, 5, [], [], [], [], 3, 0, 0),
         heard=heard,
         updates={digest: Update(1, 1, 5, 0, 0, PAYLOAD)},

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
+import msgspec
+
 from wire import messages as m
 from wire import topics
 
@@ -34,14 +36,23 @@ PLAN = m.Plan(
     trainer_memory_bytes_max=256 << 20,
     trainer_ms_max=600_000,
 )
+STEPS_PLAN = msgspec.structs.replace(
+    PLAN, train="9:b,10:w/4,14:w", value_bits=0, scale_epoch=2, trainer_arena_bytes=190_000
+)
 FILE = m.File("model.tflite", _digest("file"), 2500, 1000, (_digest("0"), _digest("1"), _digest("2")))
+
+OFFERED = bytes.fromhex("2856daeac56c7fc9513d82348f2146a6400263e3c86543e70232d9baa90cfc82")
+
+# Vectors from before their last fields were added. They are read for ever, and no longer written.
+OLDER = frozenset({"plan", "manifest"})
 
 EXAMPLES: dict[str, tuple[str, m.Message]] = {
     "birth": (topics.up(FLEET, DEVICE, "birth"), m.Birth(3, 1, 0, 12, 480, "hedgerow-0.1.0")),
     "death": (topics.up(FLEET, DEVICE, "death"), m.Death(3, 1)),
     "state": (topics.shared(FLEET, "state"), m.State(7, True, 41, 12)),
     "plan": (topics.shared(FLEET, "plan"), PLAN),
-    "offer": (topics.dn(FLEET, DEVICE, "offer"), m.Offer(41, m.digest_of(m.encode(PLAN)), 12, 3_600_000)),
+    "plan, whole steps": (topics.shared(FLEET, "plan"), STEPS_PLAN),
+    "offer": (topics.dn(FLEET, DEVICE, "offer"), m.Offer(41, OFFERED, 12, 3_600_000)),
     "update": (topics.up(FLEET, DEVICE, "update"), m.Update(41, 12, 256, 93, 100, bytes(range(100)))),
     "update, nothing held out": (topics.up(FLEET, DEVICE, "update"), m.Update(1, 0, 1, 0, 0, b"")),
     "receipt": (topics.dn(FLEET, DEVICE, "receipt"), m.Receipt(_digest("sealed"), 41, "accepted")),
@@ -50,6 +61,10 @@ EXAMPLES: dict[str, tuple[str, m.Message]] = {
         m.Receipt(_digest("sealed"), 41, "refused", "Länge 9 statt 8"),
     ),
     "manifest": (topics.shared(FLEET, "manifest"), m.Manifest("digits-cnn", 12, 11, 17_098, (FILE,))),
+    "manifest, scale epoch 2": (
+        topics.shared(FLEET, "manifest"),
+        m.Manifest("digits-cnn", 12, 11, 17_098, (FILE,), 2),
+    ),
     "want": (topics.up(FLEET, DEVICE, "want"), m.Want(_digest("file"), (m.Range(0, 1), m.Range(5, 7)))),
     "chunk": (topics.dn(FLEET, DEVICE, "chunk"), m.Chunk(_digest("file"), 2, b"\xff" * 500)),
     "telemetry": (

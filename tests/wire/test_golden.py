@@ -11,7 +11,7 @@ from typing import get_args
 
 import pytest
 
-from tests.wire.examples import EXAMPLES, SEED
+from tests.wire.examples import EXAMPLES, OLDER, SEED
 from wire import envelope, keys, messages
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "messages_v1.json"
@@ -27,7 +27,9 @@ def build() -> dict[str, object]:
             "sealed": envelope.seal(message, topic, sign).hex(),
         }
         for name, (topic, message) in EXAMPLES.items()
+        if name not in OLDER
     }
+    vectors |= {name: VECTORS["vectors"][name] for name in OLDER}
     return {"private_seed": SEED.hex(), "public_key": keys.public_text(SEED), "vectors": vectors}
 
 
@@ -42,6 +44,14 @@ def test_a_golden_vector_is_read_as_its_message(name: str) -> None:
     assert vector["topic"] == topic
     assert messages.decode(bytes.fromhex(vector["message"])) == message
     assert envelope.unseal(bytes.fromhex(vector["sealed"]), topic, keys.verifier(VECTORS["public_key"])) == message
+
+
+@pytest.mark.parametrize("name", sorted(OLDER))
+def test_what_was_written_before_a_field_was_added_is_a_beginning_of_what_is_written_now(name: str) -> None:
+    then, now = bytes.fromhex(VECTORS["vectors"][name]["message"]), messages.encode(EXAMPLES[name][1])
+    assert now[0] > then[0]  # the head of the array: more items
+    assert now[1 : len(then)] == then[1:]
+    assert now[len(then) :] == bytes(now[0] - then[0])  # and each new field is 0
 
 
 def test_every_message_of_the_contract_has_a_golden_vector() -> None:

@@ -246,3 +246,33 @@ def test_the_largest_of_everything_still_fits_into_one_payload() -> None:
         data = m.encode(message)
         assert m.decode(data) == message
         assert len(data) < limits.PAYLOAD_BYTES_MAX - 100  # the envelope adds 84 at most
+
+
+TRAINS = ["last-1", "last-12", "bias-3", "blocks-2", "full", "9:b", "9:b,10:w/4,14:w", "0:w/8,99999:w/2"]
+TRAINS_NOT = [
+    "",
+    "last-0",
+    "last-01",
+    "last",
+    "all",
+    "full-1",
+    "9",
+    "9:",
+    "9:w/3",
+    "9:b,",
+    ",9:b",
+    "9:b 10:w",
+    "123456:b",
+]
+
+
+@pytest.mark.parametrize("train", [*TRAINS, ",".join(["1:b"] * 128)])
+def test_a_plan_may_say_in_every_form_what_trains(train: str) -> None:
+    plan = msgspec.structs.replace(PLAN, train=train)
+    assert m.decode(m.encode(plan)) == plan
+
+
+@pytest.mark.parametrize("train", [*TRAINS_NOT, "last-1\n", ",".join(["1:b"] * 129)])
+def test_a_plan_that_trains_nothing_known_is_refused(train: str) -> None:
+    with pytest.raises(m.MessageError, match=r"\$\[2\]"):
+        m.encode(msgspec.structs.replace(PLAN, train=train))

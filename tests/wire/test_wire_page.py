@@ -61,7 +61,8 @@ def test_the_limits_on_the_page_are_those_of_the_code() -> None:
         f"| {limits.FILE_BYTES_MAX >> 20} MiB; {limits.FILE_CHUNKS_MAX}; {limits.FILES_MAX} |",
         f"| {limits.WANT_RANGES_MAX}, {limits.WANT_CHUNKS_MAX} |",
         f"| {limits.CBOR_DEPTH_MAX}, {limits.CBOR_ITEMS_MAX} |",
-        f"| {limits.REASON_CHARS_MAX} characters |",
+        f"| a reason | {limits.REASON_CHARS_MAX} characters |",
+        f"| what trains, as text | {limits.TRAIN_CHARS_MAX} characters |",
         f"keepalive {limits.KEEPALIVE_S} s",
         f"{limits.IN_FLIGHT_MAX} publishes in flight",
     ):

@@ -1,0 +1,41 @@
+"""How the coordinator speaks: signing what it says to one device, or to all, retained.
+
+Pure, as the machine that uses it: the key and the checks are arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable  # noqa: TC003 - msgspec reads the annotations
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from broker.effects import Publish
+from wire import envelope, topics
+from wire.messages import Plan, Receipt, Verdict, digest_of, fit_reason, kind_of
+
+if TYPE_CHECKING:
+    from wire.messages import Message
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Which fleet, how the coordinator signs, how a public key becomes a verifier, what an update must satisfy."""
+
+    fleet: str
+    sign: envelope.Sign
+    verifier: Callable[[str], envelope.Verify]
+    admit: Callable[[bytes, Plan], str | None]  # update payload → why it is refused, None when it is good
+
+    def say(self, device_id: str, message: Message) -> Publish:
+        """Tell one device."""
+        topic = topics.dn(self.fleet, device_id, kind_of(message))
+        return Publish(topic, envelope.seal(message, topic, self.sign))
+
+    def share(self, message: Message) -> Publish:
+        """Tell everyone, those who come later as well."""
+        topic = topics.shared(self.fleet, kind_of(message))
+        return Publish(topic, envelope.seal(message, topic, self.sign), retain=True)
+
+    def receipt(self, device_id: str, sealed: bytes, round_id: int, verdict: Verdict, reason: str) -> Publish:
+        """Tell a device what became of the message that arrived as `sealed`."""
+        return self.say(device_id, Receipt(digest_of(sealed), round_id, verdict, fit_reason(reason)))

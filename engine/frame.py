@@ -1,0 +1,67 @@
+"""What the numbers of a version mean: the base file, read, and the part of it that trains.
+
+Device and coordinator look at a model through the same frame, so that an update made by the one is understood by the
+other. It stays the same for a whole scale epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engine.models import tflite
+from engine.models.fold import fold
+from engine.models.scheme import constants_of, load_params, resolve, scales_of, units_of
+from engine.train import with_constants
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from engine.codec.payload import Lane
+    from engine.models.graph import Graph
+    from engine.models.scheme import Suffix
+
+WEIGHT_MAX = 127
+BIAS_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A base file and what of it trains, P parameters.
+
+    In lane 'int8' `unit` int32 [P] is how many stored steps one unit of an update is, `scale` float32 [P] how large
+    one step is in real numbers, and `limit` int64 [P] the largest magnitude that may be stored.
+    """
+
+    model: bytes  # the .tflite file
+    graph: Graph
+    suffix: Suffix
+    unit: NDArray[np.int32]
+    scale: NDArray[np.float32]
+    limit: NDArray[np.int64]
+
+    @property
+    def lane(self) -> Lane:
+        """'int8': averaged in whole steps; 'float32': in real numbers."""
+        return "int8" if self.suffix.lane == "int8" else "float32"
+
+    def graph_with(self, params: NDArray[Any]) -> Graph:
+        """The graph of a version: the base with these parameters [P] in their places. Raises ModelError."""
+        return with_constants(self.graph, constants_of(self.graph, self.suffix, params))
+
+    def file_with(self, published: bytes) -> bytes:
+        """The file of a version, whole: the base with what scheme.dump_params wrote. Raises ModelError."""
+        params = load_params(self.suffix, published)
+        return tflite.patch(self.model, self.graph, constants_of(self.graph, self.suffix, params))
+
+
+def frame_of(model: bytes, train: str) -> Frame:
+    """Read the base file and find what trains. Raises ModelError."""
+    graph = fold(tflite.read(model))
+    suffix = resolve(graph, train)
+    limit = np.full(suffix.num_params, BIAS_MAX, dtype=np.int64)
+    for layer in suffix.layers:
+        limit[layer.first : layer.first + layer.num_weights] = WEIGHT_MAX
+    return Frame(model, graph, suffix, units_of(graph, suffix), scales_of(graph, suffix), limit)
