@@ -62,6 +62,7 @@ bench-qas: .venv/warm ## int8 training against float32, one device and a fleet; 
 nightly: .venv/dev .venv/warm ## what takes longer than a test may
 	$(BIN)/firmware-sim sim --seeds 5000 --first-seed 100000
 	$(BIN)/python -m tests.mutants
+	$(BIN)/python -m tests.fuzz_models 100000
 	$(BIN)/python -m tests.targets.aarch64
 
 clean: ## forget the environment and every cache in this folder

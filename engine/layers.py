@@ -156,7 +156,10 @@ def _is_int8(recording: Recording, operator: Operator) -> bool:
 
 def _scales(recording: Recording, operator: Operator, shape: _Shape) -> NDArray[np.float32]:
     """Give the weights' scale of each output."""
-    scale = recording.tensor(operator.inputs[1]).scale
+    weights = recording.tensor(operator.inputs[1])
+    scale = weights.scale
+    if weights.zero_point.any():
+        raise ModelError(f"operator {operator.index} has weights with a zero point; convert it with symmetric weights")
     if len(scale) not in {1, shape.outputs}:
         raise ModelError(
             f"operator {operator.index} has {len(scale)} scales for {shape.outputs} outputs; export it again"
