@@ -120,7 +120,7 @@ def _peer(packages: str, script: str, variant: str) -> Callable[[Path, Model, st
 
     def prepare(_: Path, model: Model, mode: str) -> list[str]:
         file = str(PEERS / script)
-        return [environment(packages), file, str(network_of(model)), str(model.first[mode]), variant]
+        return [environment(packages), file, str(network_of(model)), str(model.trains[mode][0]), variant]
 
     return prepare
 
@@ -130,7 +130,7 @@ def _built(build: tuple[str, str, str], packages: str, script: str) -> Callable[
 
     def prepare(_: Path, model: Model, mode: str) -> list[str]:
         builder, builder_script, word = build
-        network, first = network_of(model), str(model.first[mode])
+        network, first = network_of(model), str(model.trains[mode][0])
         source = (PEERS / builder_script).read_bytes() + network.read_bytes()
         digest = hashlib.sha256(source).hexdigest()[:12]
         folder = CACHE / "graphs" / f"{builder}-{model.name}-{mode}-{digest}"

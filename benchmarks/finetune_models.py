@@ -27,26 +27,52 @@ MODES = ("last", "last_two", "full")
 
 @dataclass(frozen=True)
 class Model:
-    """`first` is the first operator that trains, per mode; `classes` is 0 for a model that rebuilds its input."""
+    """`trains` gives each mode's first operator that trains, and the learning rate at which the loss falls there.
+
+    `classes` is 0 for a model that rebuilds its input.
+    """
 
     name: str
     int8_file: str
     float_file: str
     classes: int
-    rate: float
-    first: dict[str, int]
+    trains: dict[str, tuple[int, float]]
 
 
 MODELS = (
-    Model("resnet8", "pretrainedResnet_quant", "pretrainedResnet", 10, 1e-7, {"last": 14, "last_two": 4, "full": 0}),
-    Model("kws", "kws_ref_model", "kws_ref_model", 12, 1e-4, {"last": 11, "last_two": 5, "full": 0}),
-    Model("vww", "vww_96_int8", "vww_96_float", 2, 3e-4, {"last": 29, "last_two": 23, "full": 0}),
-    Model("ad", "ad01_int8", "ad01_fp32", 0, 3e-7, {"last": 9, "last_two": 8, "full": 0}),
+    Model(
+        "resnet8",
+        "pretrainedResnet_quant",
+        "pretrainedResnet",
+        classes=10,
+        trains={"last": (14, 1e-2), "last_two": (4, 1e-5), "full": (0, 1e-7)},
+    ),
+    Model(
+        "kws",
+        "kws_ref_model",
+        "kws_ref_model",
+        classes=12,
+        trains={"last": (11, 1e-2), "last_two": (5, 3e-4), "full": (0, 1e-4)},
+    ),
+    Model(
+        "vww",
+        "vww_96_int8",
+        "vww_96_float",
+        classes=2,
+        trains={"last": (29, 3e-2), "last_two": (23, 3e-3), "full": (0, 3e-4)},
+    ),
+    Model(
+        "ad",
+        "ad01_int8",
+        "ad01_fp32",
+        classes=0,
+        trains={"last": (9, 1e-3), "last_two": (8, 1e-4), "full": (0, 3e-7)},
+    ),
 )
 
 
 def real(stored: Any, tensor: Tensor) -> Any:
-    """What stored numbers mean, float32; one scale, or one per slice of the first or last axis."""
+    """What stored numbers mean, float32; one scale, or one per slice of the tensor's quantised axis."""
     if not tensor.scale.size:
         return np.ascontiguousarray(stored, np.float32)
     shape = [1] * stored.ndim
@@ -73,7 +99,7 @@ def export(models: Path, model: Model, path: Path) -> None:
         "entering": graph.inputs[0],
         "answer": operators[-1].outputs[0],
         "classes": model.classes,
-        "rate": model.rate,
+        "rates": [list(pair) for pair in model.trains.values()],
     }
     network.save(path, head, layers, arrays)
     np.save(path.with_suffix(".windows.npy"), stored)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from benchmarks.finetune_models import Model
     from engine.models.graph import Graph
     from engine.models.scheme import Suffix
 
@@ -38,10 +37,11 @@ def main(directory: str, name: str, batch: str, mode: str, frozen: str) -> None:
     model = next(model for model in finetune_models.MODELS if model.name == name)
     data = (Path(directory) / f"{model.int8_file}.tflite").read_bytes()
     graph = tflite.read(data)
-    suffix = scheme.resolve(graph, _trained(graph, model, mode))
+    first, rate = model.trains[mode]
+    suffix = scheme.resolve(graph, _trained(graph, first))
     windows, targets = (np.load(Path(batch).with_suffix(f".{what}.npy")) for what in ("windows", "targets"))
     count = len(windows)
-    descent = Descent(model.rate, 0.0)
+    descent = Descent(rate, 0.0)
     training = Training(graph, suffix, descent, batch=count, seed=1, regression=not model.classes)
     run, by = _frozen(data, graph, suffix, frozen, count)
     everything = np.arange(count, dtype=np.int64)
@@ -58,9 +58,9 @@ def main(directory: str, name: str, batch: str, mode: str, frozen: str) -> None:
     network.report(import_s, step, **more)
 
 
-def _trained(graph: Graph, model: Model, mode: str) -> str:
+def _trained(graph: Graph, first: int) -> str:
     """Name every layer from the first that trains, in the words of a plan."""
-    operators = graph.operators[model.first[mode] :]
+    operators = graph.operators[first:]
     return ",".join(f"{operator.index}:w" for operator in operators if operator.kind in LAYERS)
 
 

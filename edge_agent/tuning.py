@@ -140,6 +140,7 @@ def finetune(wish: Wish, shown: Screen) -> Report:
     frozen_s = time.monotonic() - began
     rate, tried = (wish.rate, {}) if wish.rate else _choose_rate(model, mine, wish, shown)
     tuned = _train(model, mine, test, replace(wish, rate=rate), shown)
+    peak_rss_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # before a plot or a runtime adds to it
     shown.begin("measuring", 2)
     written = model.file.patched(tuned.constants)
     before = _measured(model.file, test)
@@ -153,7 +154,7 @@ def finetune(wish: Wish, shown: Screen) -> Report:
     return _report(
         wish, model, tuned, written, plot=str(plot) if has_plot else None, windows=len(mine.labels),
         test_windows=len(test.labels), rate=rate, rates_tried=tried, before=before, after=after,
-        frozen_s=frozen_s,
+        frozen_s=frozen_s, peak_rss_bytes=peak_rss_bytes,
     )  # fmt: skip
 
 
@@ -304,6 +305,5 @@ def _report(wish: Wish, model: _Model, tuned: _Tuned, written: ModelFile, **more
         saturated_count=tuned.saturated, saturated_rate=sum(ends) / sizes if sizes else 0.0,
         channels=sum(layer.num_channels for layer in told), channels_dead=sum(layer.num_dead for layer in told),
         arena_planned_bytes=memory_of(model.graph, model.suffix, batch), arena_bytes=tuned.memory_bytes,
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, training_s=tuned.training_s,
-        steps=tuned.steps, **more,
+        training_s=tuned.training_s, steps=tuned.steps, **more,
     )  # fmt: skip

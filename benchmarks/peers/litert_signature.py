@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 
-def main(path: str, variant: str) -> None:
+def main(path: str, first: int, variant: str) -> None:
     """Measure one network in one mode."""
     began = time.process_time()
     from ai_edge_litert.interpreter import Interpreter
@@ -19,10 +19,10 @@ def main(path: str, variant: str) -> None:
     import_s = time.process_time() - began
     import network
 
-    net = network.load(path)
+    net = network.load(path, first)
     train = Interpreter(str(Path(variant) / "train.tflite"), num_threads=1).get_signature_runner("train")
     network.report(import_s, lambda: train(x=net.x, y=net.y)["loss"])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[3])
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

@@ -63,8 +63,8 @@ def save(path: Path, head: dict[str, Any], layers: list[dict[str, Any]], arrays:
     np.savez(path, text=np.frombuffer(text.encode(), np.uint8), **arrays)
 
 
-def load(path: str) -> Network:
-    """Read what `save` wrote."""
+def load(path: str, first: int) -> Network:
+    """Read what `save` wrote; the learning rate is that for training from operator `first` on."""
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
     head = json.loads(arrays["text"].tobytes())
@@ -76,7 +76,8 @@ def load(path: str) -> Network:
         )
         for layer in head.pop("layers")
     )
-    return Network(layers=layers, x=arrays["x"], y=arrays["y"], **head)
+    rate = dict(head.pop("rates"))[first]
+    return Network(rate=rate, layers=layers, x=arrays["x"], y=arrays["y"], **head)
 
 
 def report(import_s: float, step: Callable[[], Any], **more: object) -> None:

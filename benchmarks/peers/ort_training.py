@@ -30,7 +30,7 @@ def main(path: str, first: int, variant: str) -> None:
     import network
     import numpy as np
 
-    net, directory = network.load(path), Path(variant)
+    net, directory = network.load(path, first), Path(variant)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     state = CheckpointState.load_checkpoint(str(directory / "checkpoint"))
@@ -56,7 +56,7 @@ def _prepare(path: str, first: int, directory: Path) -> None:
     import onnx
     from onnxruntime.training import artifacts
 
-    net = network.load(path)
+    net = network.load(path, first)
     directory.mkdir(parents=True, exist_ok=True)
     names = [
         (layer.operator, f"{kind}{layer.operator}")

@@ -23,7 +23,7 @@ def main(path: str, first: int, variant: str) -> None:
     import network
 
     torch.set_num_threads(1)
-    net = network.load(path)
+    net = network.load(path, first)
     form = torch.channels_last if variant == "nhwc" else torch.contiguous_format
     params = {layer.operator: _params(torch, layer, form) for layer in net.layers if layer.weights is not None}
     trained = [array for operator, pair in params.items() if operator >= first for array in pair]

@@ -28,7 +28,7 @@ def main(path: str, first: int, variant: str) -> None:
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    net = network.load(path)
+    net = network.load(path, first)
     module = tf.Module()
     module.params = {
         str(layer.operator): _params(tf, layer, trains=layer.operator >= first)
