@@ -8,7 +8,8 @@ low priority, with one thread, and dies with its agent. The libraries are loaded
 OpenBLAS asks for ever when it is refused; their share counts all the same.
 
 What can go wrong with a model, the samples or the disk is one sentence in its answer; the agent decides whether to
-try again. The new residual is on flash before the answer is given: an update never leaves without it.
+try again. What is wrong with a patch of the params it says apart, since that costs the patch alone. The new residual is
+on flash before the answer is given: an update never leaves without it.
 """
 
 from __future__ import annotations
@@ -22,14 +23,18 @@ import msgspec
 
 from edge_agent import child, flash
 from edge_agent.effects import Job  # noqa: TC001 - msgspec reads the annotation
+from edge_agent.patching import PatchError, make_params
 from edge_agent.samples import Arrays, SamplesError, is_held_out, read_arrays
+from wire.limits import UPDATE_PAYLOAD_BYTES_MAX
 from wire.messages import MODEL_FILE, PARAMS_FILE
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
+    from engine.codec.residual import Owed, Sent
     from engine.frame import Frame
+
+ENVELOPE_BYTES_MAX = 200  # of a sealed update, what is not its payload: the signature, the message's own fields
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -54,6 +59,7 @@ class Answer(msgspec.Struct, frozen=True):
     loss_before: float = 0.0  # mean cross-entropy in nats on the examples that trained
     loss_after: float = 0.0
     note: str = ""  # something to tell the owner that does not stop the training
+    patch_failed: bool = False  # the params could not be made of their patch: fetch them whole
 
 
 class TrainerError(Exception):
@@ -78,7 +84,7 @@ class Keeping(NamedTuple):
 class Trained(NamedTuple):
     """What `train` makes of a job: the payload, what stays owed, and the figures for the answer."""
 
-    residual: NDArray[np.int32] | NDArray[np.float32]
+    owed: Owed
     answer: Answer
 
 
@@ -135,17 +141,17 @@ def train(
     )
     tuned = fine_tune(graph, suffix, np.concatenate([mine, old[0]]), np.concatenate([answers, old[1]]), recipe)
     owed, note = _owed(job, frame, kept_residual)
-    payload, left = _code(job, frame, tuned.params, params, owed)
+    sent = _code(job, frame, tuned.params, params, owed)
     answer = Answer(
-        payload=payload,
+        payload=sent.payload,
         num_examples=len(answers),
         held_out_correct=score.correct,
         held_out_count=score.count,
         loss_before=evaluate(graph, suffix, mine, answers).loss,
         loss_after=evaluate(frame.graph_with(tuned.params), suffix, mine, answers).loss,
-        note=note,
+        note="; ".join(filter(None, (note, sent.note))),
     )
-    return Trained(left, answer)
+    return Trained(sent.owed, answer)
 
 
 def _features(
@@ -179,45 +185,68 @@ def _features(
 
 
 def _check_plan(job: Job, frame: Frame) -> None:
-    """Refuse a plan that was made for another model."""
-    from engine.codec.payload import lane_of
-
+    """Refuse a plan that was made for another model, or whose update can never fit, before any work is done."""
     plan, suffix = job.plan, frame.suffix
-    if suffix.num_params != plan.num_params or frame.lane != lane_of(plan.value_bits):
+    if suffix.num_params != plan.num_params:
         raise TrainerError(
-            f"the plan trains {plan.num_params} {lane_of(plan.value_bits)} params, but {plan.train} of the model of "
-            f"version {job.base_version} has {suffix.num_params} {frame.lane}: the plan is for another model"
+            f"the plan trains {plan.num_params} params, but {plan.train} of the model of version {job.base_version} "
+            f"has {suffix.num_params}: the plan is for another model"
         )
+    if frame.lane == "float32" and not plan.value_bits:
+        raise TrainerError(
+            f"the plan sends whole steps (value_bits 0), but {plan.train} of the model of version {job.base_version} "
+            "is float32: the plan is for another model"
+        )
+    payload_bytes_max(job)
 
 
-def _owed(job: Job, frame: Frame, kept: bytes | None) -> tuple[Any, str]:
-    """What earlier rounds owe, int32 or float32 [P], and what to tell the owner if that is lost."""
-    import numpy as np
+def payload_bytes_max(job: Job) -> int:
+    """How long the payload may be: as the plan, the device and the contract allow, the least of them.
 
+    Raises TrainerError where a limit leaves no room beside the envelope.
+    """
+    limits = [limit - ENVELOPE_BYTES_MAX for limit in (job.plan.update_bytes_max, job.update_bytes_max) if limit]
+    least = min([*limits, UPDATE_PAYLOAD_BYTES_MAX])
+    if least <= 0:
+        raise TrainerError(
+            f"{least + ENVELOPE_BYTES_MAX} bytes are allowed for an update, and its envelope alone may take "
+            f"{ENVELOPE_BYTES_MAX}: raise update_bytes_max, or set it to 0"
+        )
+    return least
+
+
+def _owed(job: Job, frame: Frame, kept: bytes | None) -> tuple[Owed, str]:
+    """What earlier rounds owe, and what to tell the owner if that is lost."""
     from engine.codec.header import CodecError
-    from engine.codec.residual import load_residual
+    from engine.codec.residual import load_owed, nothing_owed
 
-    size, note = frame.suffix.num_params, ""
+    note = ""
     if kept is not None:
         try:
-            return load_residual(kept, size, frame.lane, job.plan.scale_epoch), note
+            return load_owed(kept, frame.suffix.num_params, frame.lane, job.plan.scale_epoch), note
         except CodecError as error:
             note = str(error)
-    return np.zeros(size, np.int32 if frame.lane == "int8" else np.float32), note
+    return nothing_owed(frame), note
 
 
-def _code(job: Job, frame: Frame, local: Any, params: Any, owed: Any) -> tuple[bytes, Any]:
+def _code(job: Job, frame: Frame, local: Any, params: Any, owed: Owed) -> Sent:
     """The update's payload, and what stays owed."""
     import numpy as np
 
-    from engine.codec import residual
+    from engine.codec.residual import Sending, step
 
     plan = job.plan
-    k = min(plan.keep_count, frame.suffix.num_params)
-    if frame.lane == "float32":
-        return residual.step(local - params, owed, k, plan.value_bits, plan.clip_norm)
-    steps = local.astype(np.int64) - params
-    return residual.step_exact(steps, owed, frame.unit, frame.scale, k=k, clip_norm=plan.clip_norm)
+    sending = Sending(
+        k=min(plan.keep_count, frame.suffix.num_params),
+        value_bits=plan.value_bits,
+        coding=plan.coding,
+        clip_norm=plan.clip_norm,
+        bytes_max=payload_bytes_max(job),
+        momentum=plan.momentum_correction,
+        decay=plan.residual_decay,
+    )
+    delta = np.subtract(local, params, dtype=np.float32 if frame.lane == "float32" else np.int64)
+    return step(delta, owed, frame, sending, job.base_version)
 
 
 def main() -> int:
@@ -269,23 +298,27 @@ def _load_libraries() -> int:
 
 def _train_and_keep(task: Task, root: Path) -> Answer:
     from engine.codec.header import CodecError
-    from engine.codec.residual import dump_residual
+    from engine.codec.residual import dump_owed
     from engine.train import TrainingError
 
     job = task.job
     kept = flash.read_file(flash.residual_path(root, job.residual_round_id)) if job.residual_round_id else None
     try:
-        base = Base(_content(root, job, MODEL_FILE), _content(root, job, PARAMS_FILE))
+        model = _content(root, job, MODEL_FILE)
+        make_params(root, job, model)
+        base = Base(model, _content(root, job, PARAMS_FILE))
         keeping = Keeping(root / "features", task.features_bytes_max, task.replay)
         examples = read_arrays(Path(task.samples_path))
         trained = train(job, base, examples, kept, task.held_out_rate, keeping=keeping)
+    except PatchError as error:
+        return Answer(reason=str(error), patch_failed=True)
     except (TrainerError, SamplesError, TrainingError, CodecError, ValueError) as error:  # ModelError is a ValueError
         return Answer(reason=str(error))
     note = trained.answer.note
     if job.residual_round_id and kept is None:
-        note = f"the residual of round {job.residual_round_id} is gone from flash: what was owed is lost"
-    residual = dump_residual(trained.residual, job.plan.scale_epoch)
-    flash.write_file(flash.residual_path(root, job.round_id), residual)
+        gone = f"the residual of round {job.residual_round_id} is gone from flash: what was owed is lost"
+        note = "; ".join(filter(None, (gone, note)))
+    flash.write_file(flash.residual_path(root, job.round_id), dump_owed(trained.owed, job.plan.scale_epoch))
     return msgspec.structs.replace(trained.answer, note=note)
 
 

@@ -13,13 +13,22 @@ import numpy as np
 
 from engine.models import tflite
 from engine.models.fold import fold
-from engine.models.scheme import constants_of, load_params, resolve, scales_of, units_of
+from engine.models.scheme import (
+    constants_of,
+    dump_params,
+    load_params,
+    params_of,
+    resolve,
+    scales_of,
+    shapes_of,
+    units_of,
+)
 from engine.train import with_constants
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from engine.codec.payload import Lane
+    from engine.codec.update import Lane
     from engine.models.graph import Graph
     from engine.models.scheme import Suffix
 
@@ -41,6 +50,7 @@ class Frame:
     unit: NDArray[np.int32]
     scale: NDArray[np.float32]
     limit: NDArray[np.int64]
+    shapes: tuple[tuple[int, int], ...]  # rows x columns of each trained tensor, in the order of the parameters
 
     @property
     def lane(self) -> Lane:
@@ -56,6 +66,19 @@ class Frame:
         params = load_params(self.suffix, published)
         return tflite.patch(self.model, self.graph, constants_of(self.graph, self.suffix, params))
 
+    def own(self) -> bytes:
+        """The params that the base file itself holds, as scheme.dump_params writes them."""
+        return dump_params(self.suffix, params_of(self.graph, self.suffix))
+
+    def holding(self, published: bytes) -> Frame | None:
+        """The frame of a base file that holds these params itself, so that they need not be sent beside it.
+
+        None where that file would choose other channels to train than this one: those of the largest norm are others.
+        Raises ModelError.
+        """
+        after = frame_of(self.file_with(published), self.suffix.train)
+        return after if after.suffix == self.suffix else None
+
 
 def frame_of(model: bytes, train: str) -> Frame:
     """Read the base file and find what trains. Raises ModelError."""
@@ -64,4 +87,5 @@ def frame_of(model: bytes, train: str) -> Frame:
     limit = np.full(suffix.num_params, BIAS_MAX, dtype=np.int64)
     for layer in suffix.layers:
         limit[layer.first : layer.first + layer.num_weights] = WEIGHT_MAX
-    return Frame(model, graph, suffix, units_of(graph, suffix), scales_of(graph, suffix), limit)
+    units, scales = units_of(graph, suffix), scales_of(graph, suffix)
+    return Frame(model, graph, suffix, units, scales, limit, shapes_of(graph, suffix))

@@ -8,7 +8,8 @@ the same real weights are fewer steps:
     s' = s * GROWTH       weights' = weights * s / s'       biases' = biases * s / s', since a bias is stored in s_x * s
 
 The base file changes (scales, and the channel's weights that do not train), so a scale epoch begins: every device
-fetches the base again and lets go of its residual, which counts in the old steps. That is why it is rare.
+fetches the base again, with the version's numbers in it, and lets go of its residual, which counts in the old steps.
+That is why it is rare.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ GROWTH = 2.0  # exact in every float: halving a master loses at most its last bi
 def grown(frame: Frame, numbers: Numbers) -> tuple[Frame, Numbers] | None:
     """Give crowded channels a larger scale: the new frame, and the same version in it; None where none is crowded.
 
-    Where the new file would choose other channels to train than the old one did, it is None as well: they are the
-    lineage's for ever. A float model is never crowded.
+    The new base file holds the version's published params. Where it would choose other channels to train than the old
+    one did, it is None as well: they are the lineage's for ever. A float model is never crowded.
     """
     if frame.lane == "float32":
         return None
@@ -57,7 +58,11 @@ def grown(frame: Frame, numbers: Numbers) -> tuple[Frame, Numbers] | None:
     if not any_crowded:
         return None
     after = frame_of(change.written(frame.model), frame.suffix.train)
-    return (after, master.write(after, whole)) if after.suffix == frame.suffix else None
+    if after.suffix != frame.suffix:
+        return None
+    moved = master.write(after, whole)
+    holding = after.holding(moved.published)
+    return None if holding is None else (holding, moved)
 
 
 class _Change:

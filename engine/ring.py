@@ -18,18 +18,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.codec.steps import Steps
-from engine.kernels.quantize import VALUE_LIMIT
-from engine.kernels.reduce import FIXED_ONE, scatter_add, within_limit
-from engine.kernels.steps import UNITS_MAX, scatter_units, units_within_limit
+from engine.kernels.quantize import UNIT_MAX, VALUE_LIMIT
+from engine.kernels.reduce import FIXED_ONE, scatter_add, scatter_units, units_within, within_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
-    from engine.codec.payload import Lane
-    from engine.codec.sparse import Sparse
+    from engine.codec.update import Lane, Update
 
 WEIGHT_MAX = 4096
 WEIGHT_TOTAL_MAX = 2**26
@@ -59,12 +56,12 @@ def empty(size: int, lane: Lane) -> Partial:
     return Partial(size, np.zeros(size, dtype=np.int64), 0, 0, lane)
 
 
-def add(partial: Partial, update: Sparse | Steps, weight: int) -> Partial:
+def add(partial: Partial, update: Update, weight: int) -> Partial:
     """Add one update with `weight` 1 .. 4096; see `add_all`, which is cheaper for many."""
     return add_all(partial, [(update, weight)])
 
 
-def add_all(partial: Partial, updates: Iterable[tuple[Sparse | Steps, int]]) -> Partial:
+def add_all(partial: Partial, updates: Iterable[tuple[Update, int]]) -> Partial:
     """Give a new sum with the (update, weight) pairs in it; `partial` is left alone.
 
     Raises:
@@ -75,8 +72,8 @@ def add_all(partial: Partial, updates: Iterable[tuple[Sparse | Steps, int]]) -> 
         _check(update, weight, partial)
         weights = _check_weight(weights + weight)
         members += 1
-        if isinstance(update, Steps):
-            scatter_units(total, update.indices, update.units, weight)
+        if update.lane == "int8":
+            scatter_units(total, update.indices, update.values, weight)
         else:
             scatter_add(total, update.indices, update.values, weight)
     return Partial(partial.size, total, weights, members, partial.lane)
@@ -113,18 +110,18 @@ def mean_step(partial: Partial, learning_rate: float) -> NDArray[np.float64]:
     return step
 
 
-def _check(update: Sparse | Steps, weight: int, partial: Partial) -> None:
+def _check(update: Update, weight: int, partial: Partial) -> None:
     if update.size != partial.size:
         raise RingError(f"An update to {update.size} parameters does not belong in a sum over {partial.size}.")
-    if isinstance(update, Steps) != (partial.lane == "int8"):
-        raise RingError(f"An update in {type(update).__name__.lower()} does not belong in a sum of {partial.lane}.")
+    if update.lane != partial.lane:
+        raise RingError(f"An update in lane {update.lane} does not belong in a sum in lane {partial.lane}.")
     if not 1 <= weight <= WEIGHT_MAX:
         raise RingError(f"An update's weight is {weight}, but must be 1 to {WEIGHT_MAX}.")
     if len(update.indices) and int(update.indices[-1]) >= partial.size:
         raise RingError(f"An update's index lies beyond its {partial.size} parameters.")
-    if isinstance(update, Steps):
-        if not units_within_limit(update.units):
-            raise RingError(f"An update's unit is 0 or larger than {UNITS_MAX}.")
+    if update.lane == "int8":
+        if not units_within(update.values, UNIT_MAX):
+            raise RingError(f"An update's unit is 0 or larger than {UNIT_MAX}.")
     elif not within_limit(update.values):
         raise RingError(f"An update's value is not finite or larger than {VALUE_LIMIT:g}.")
 

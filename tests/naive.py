@@ -47,12 +47,6 @@ def largest_logit(logits):
     return [list(row).index(max(row)) for row in logits]
 
 
-def sgd_step(params, velocity, grad, rate, momentum):
-    """Give (params, velocity)."""
-    speed = [F(F(momentum * v) + g) for v, g in zip(velocity, grad, strict=True)]
-    return np.array([F(p - F(rate * s)) for p, s in zip(params, speed, strict=True)], F), np.array(speed, F)
-
-
 def squared_norm(vector):
     total = 0.0
     for x in vector:
@@ -93,9 +87,17 @@ def fold_in(delta, residual):
     return np.array([F(d + r) for d, r in zip(delta, residual, strict=True)], F)
 
 
+def decay_reals(residual, factor):
+    return np.array([F(float(r) * factor) for r in residual], F)
+
+
 def choose_largest(vector, k):
     ranked = sorted(range(len(vector)), key=lambda i: (-abs(float(vector[i])), i))
     return sorted(i for i in ranked[:k] if vector[i] != 0)
+
+
+def choose_by_sample(vector, k):
+    return choose_largest(vector, k)  # or it says that it was misled
 
 
 def pick(vector, indices):
@@ -105,82 +107,6 @@ def pick(vector, indices):
 def take_out(total, indices, values):
     sent = dict(zip(indices, values, strict=True))
     return np.array([F(u - sent[i]) if i in sent else u for i, u in enumerate(total)], F)
-
-
-def value_scale(values, value_bits):
-    magnitudes = [abs(float(v)) for v in values]
-    scale = sum(magnitudes) / len(magnitudes) if value_bits == 1 else max(magnitudes)
-    return F(min(scale, 64.0))
-
-
-def quantize(values, value_bits, scale):
-    levels = 2 ** (value_bits - 1)
-    codes = []
-    for v in values:
-        nearest = math.floor(math.sqrt(min(abs(float(v)) / float(scale), 1.0)) * levels + 0.5) - 1
-        codes.append(2 * min(max(nearest, 0), levels - 1) + (1 if v < 0 else 0))
-    return codes
-
-
-def dequantize(codes, value_bits, scale):
-    levels = 2 ** (value_bits - 1)
-    values = []
-    for code in codes:
-        exact = Fraction(float(scale)) * Fraction(code // 2 + 1, levels) ** 2
-        values.append(F(float(exact)) * F(-1 if code % 2 else 1))
-    return np.array(values, F)
-
-
-def pack_codes(codes, width):
-    number = sum(code << (j * width) for j, code in enumerate(codes))
-    return number.to_bytes((len(codes) * width + 7) // 8, "little")
-
-
-def unpack_codes(buffer, width, count):
-    """Give (codes, whether the rest is zero)."""
-    number = int.from_bytes(buffer, "little")
-    return [(number >> (j * width)) % 2**width for j in range(count)], number >> (count * width) == 0
-
-
-def gaps_of(indices):
-    return [b - a - 1 for a, b in zip([-1, *indices], indices, strict=False)]
-
-
-def rice_text(indices, parameter):
-    """Give the code as a string of 0 and 1, in the order of the stream."""
-    text = ""
-    for gap in gaps_of(indices):
-        low = "".join(str(gap >> bit & 1) for bit in range(parameter))
-        text += "0" * (gap >> parameter) + "1" + low
-    return text
-
-
-def rice_bits(indices, parameter):
-    return len(rice_text(indices, parameter))
-
-
-def best_parameter(indices):
-    return min(range(31), key=lambda b: (sum((gap >> b) + 1 + b for gap in gaps_of(indices)), b))
-
-
-def rice_encode(indices, parameter):
-    text = rice_text(indices, parameter)
-    padded = text + "0" * (-len(text) % 8)
-    return bytes(int(padded[at : at + 8][::-1], 2) for at in range(0, len(padded), 8))
-
-
-def rice_decode(buffer, parameter, count):
-    """Give (indices, bits read) of a code that is known to be whole."""
-    text = "".join(format(byte, "08b")[::-1] for byte in buffer)
-    position, following, indices = 0, 0, []
-    for _ in range(count):
-        run = text.index("1", position) - position
-        position += run + 1
-        low = text[position : position + parameter]
-        position += parameter
-        indices.append(following + (run << parameter) + sum(int(bit) << j for j, bit in enumerate(low)))
-        following = indices[-1] + 1
-    return indices, position
 
 
 def within_limit(values):

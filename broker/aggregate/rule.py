@@ -7,7 +7,7 @@ model are whole units and may be averaged exactly; those to a float model are re
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -15,11 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from engine.codec.payload import Lane
-    from engine.codec.sparse import Sparse
-    from engine.codec.steps import Steps
-
-    Update: TypeAlias = Sparse | Steps
+    from engine.codec.update import Lane, Update
 
 
 class Rule(NamedTuple):

@@ -14,10 +14,11 @@ from engine.ring import RingError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from broker.aggregate.rule import Rule, Update
+    from broker.aggregate.rule import Rule
     from broker.effects import Pending
+    from engine.codec.update import Update
     from engine.frame import Frame
-    from engine.master import Numbers
+    from engine.master import Advanced, Numbers
 
 RULES: Final[dict[str, Rule]] = {"fedavg": FEDAVG}
 
@@ -41,7 +42,8 @@ def next_numbers(
     *,
     rule: Rule,
     learning_rate: float,
-) -> tuple[Numbers, int]:
+    publish_max: int,
+) -> Advanced:
     """Add the step that `rule` makes of the members' updates to a version's numbers; see engine.master.advance.
 
     `payload_of` (device_id, round_id) is asked for one payload at a time: memory does not grow with the members.
@@ -52,10 +54,11 @@ def next_numbers(
     def read() -> Iterator[tuple[Update, int]]:
         for member in members:
             content = payload_of(member.device_id, member.round_id)
-            yield payload.decode(content, frame.lane, size=size, k_max=size), member.weight
+            # each was admitted by its own round's plan, and a late one's may have allowed more than this round's
+            yield payload.decode(content, frame.shapes, lane=frame.lane, k_max=size, coding="context"), member.weight
 
     try:
         step = rule.finish(rule.add(rule.init(size, frame.lane), read()), learning_rate)
-        return master.advance(frame, before, step)
+        return master.advance(frame, before, step, publish_max=publish_max)
     except (CodecError, RingError, ModelError) as error:
         raise AggregateError(str(error)) from error

@@ -1,96 +1,317 @@
-"""Golomb-Rice codes for the gaps between increasing indices.
+"""Golomb-Rice codes: which parameters of a tensor are in an update, and by how much each moved.
 
-    gap[0] = index[0];   gap[j] = index[j] - index[j-1] - 1
-    one gap = (gap >> b) zero bits, a one bit, then the low b bits of the gap, lowest first      Golomb 1966, Rice 1979
+    entry      gap code, sign bit (1 is negative), magnitude code              one for each index of a tensor, ascending
+    gap        gap[0] = index[0] - first;   gap[j] = index[j] - index[j-1] - 1
+    magnitude  m = |code| - 1; nothing is written where LEVELS is 1, because then m is always 0
+    Rice       (x >> b) zero bits, a one bit, then the low b bits of x, lowest first             Golomb 1966, Rice 1979
+    escape     where LEVELS is 0 (any magnitude) and m >> b is 16 or more: 16 zero bits, 5 bits that hold the length
+               of m less one, and m in that many bits
+    MAPPED     instead of gaps: a bit for each parameter of the tensor, then the entries' signs and magnitudes
+    WHOLE      every parameter has an entry: signs and magnitudes only
 
-    indices uint32 [k], strictly increasing, below size; buffer uint8, bit j of the stream is bit j % 8 of byte j // 8.
+    indices uint32 [k], strictly increasing; codes int32 [k], none zero; table int64 [T, 7], a row for each tensor (the
+    columns are named below); buffer uint8, bit j of the stream is bit j % 8 of byte j // 8.
 
 For indices drawn evenly the gaps are geometric and this code is within half a per cent of log2 C(size, k), the least
-that any code can reach. The parameter b is not estimated but chosen: the cheapest of all, the lower one of equals.
-The reader trusts nothing: a run of zeros may not be longer than the indices that are left, nor leave the buffer.
+that any code can reach. A parameter is not estimated but chosen: the cheapest, the lower one of equals. The cost falls
+and then rises (its steps, k - sum((x >> b) - (x >> b+1)), only grow), so the first b that no next one betters is best.
+The reader trusts nothing: a run of zeros may not be longer than the largest gap or magnitude, nor leave the buffer.
 """
 
 import numpy as np
 
 from engine.kernels._jit import inner, kernel
 
+MODE, FIRST, SIZE, COUNT, GAP_PARAMETER, MAGNITUDE_PARAMETER, LEVELS = range(7)
+GAPS, MAPPED, WHOLE = range(3)  # what MODE may be
 PARAMETER_MAX = 30
+ESCAPE = 16
+LENGTH_BITS = 5
+LARGEST = 2147483647
 ENDS_EARLY = -1
 OUT_OF_RANGE = -2
+NOT_SHORTEST = -3
+MISCOUNTED = -4
 
 
 @inner
-def _bits(indices, parameter):
-    total = indices.shape[0] * (1 + parameter)
-    following = 0
-    for j in range(indices.shape[0]):
+def _length(number):
+    """Bits of `number`, as Python's bit_length."""
+    length = 0
+    while number:
+        number >>= 1
+        length += 1
+    return length
+
+
+@inner
+def _gap_bits(indices, start, stop, first, parameter):
+    total = (stop - start) * (1 + parameter)
+    following = first
+    for j in range(start, stop):
         index = np.int64(indices[j])
         total += (index - following) >> parameter
         following = index + 1
     return total
 
 
-@kernel("int64(uint32[::1], int64)")
-def rice_bits(indices, parameter):
-    """Give the length of the code in bits."""
-    return _bits(indices, parameter)
+@inner
+def _magnitude_bits(codes, start, stop, parameter, levels):
+    total = 0
+    for j in range(start, stop):
+        m = abs(np.int64(codes[j])) - 1
+        run = m >> parameter
+        if levels == 0 and run >= ESCAPE:
+            total += ESCAPE + LENGTH_BITS + _length(m)
+        else:
+            total += run + 1 + parameter
+    return total
 
 
-@kernel("int64(uint32[::1])")
-def best_parameter(indices):
-    """Give the parameter 0 .. PARAMETER_MAX with the shortest code."""
-    best = 0
-    fewest = _bits(indices, 0)
-    for parameter in range(1, PARAMETER_MAX + 1):
-        bits = _bits(indices, parameter)
-        if bits < fewest:
-            fewest = bits
-            best = parameter
-    return best
+@kernel("void(uint32[::1], int32[::1], int64[:,::1], int64[::1])")
+def choose_parameters(indices, codes, table, bits):
+    """Fill GAP_PARAMETER and MAGNITUDE_PARAMETER of every row, and `bits` with what the tensor's gaps then take."""
+    start = 0
+    for t in range(table.shape[0]):
+        stop = start + table[t, COUNT]
+        best = 0
+        fewest = _gap_bits(indices, start, stop, table[t, FIRST], 0)
+        while best < PARAMETER_MAX:
+            next_bits = _gap_bits(indices, start, stop, table[t, FIRST], best + 1)
+            if next_bits >= fewest:
+                break
+            fewest = next_bits
+            best += 1
+        table[t, GAP_PARAMETER] = best
+        bits[t] = fewest
+        best = 0
+        levels = table[t, LEVELS]
+        if levels != 1:
+            fewest = _magnitude_bits(codes, start, stop, 0, levels)
+            largest = 0
+            for j in range(start, stop):
+                largest = max(largest, abs(np.int64(codes[j])) - 1)
+            for parameter in range(1, PARAMETER_MAX + 1):
+                if (levels != 0 and levels <= 1 << parameter) or largest >> (parameter - 1) == 0:
+                    break  # a larger one is of no use
+                next_bits = _magnitude_bits(codes, start, stop, parameter, levels)
+                if next_bits < fewest:
+                    fewest = next_bits
+                    best = parameter
+        table[t, MAGNITUDE_PARAMETER] = best
+        start = stop
 
 
-@kernel("void(uint32[::1], int64, uint8[::1])")
-def rice_encode(indices, parameter, buffer):
-    """Write the code into the zeroed `buffer`, which has room for `rice_bits` bits."""
-    position = 0
-    following = 0
-    for j in range(indices.shape[0]):
-        index = np.int64(indices[j])
-        gap = index - following
-        following = index + 1
-        position += gap >> parameter
-        buffer[position >> 3] |= np.uint8(1 << (position & 7))
-        position += 1
-        for bit in range(parameter):
-            if (gap >> bit) & 1:
-                buffer[position >> 3] |= np.uint8(1 << (position & 7))
-            position += 1
+@kernel("int64(uint32[::1], int32[::1], int64[:,::1])")
+def entries_bits(indices, codes, table):
+    """Give how many bits `write_entries` writes."""
+    total = 0
+    start = 0
+    for t in range(table.shape[0]):
+        stop = start + table[t, COUNT]
+        mode = table[t, MODE]
+        if mode == GAPS:
+            total += _gap_bits(indices, start, stop, table[t, FIRST], table[t, GAP_PARAMETER])
+        elif mode == MAPPED and stop > start:
+            total += table[t, SIZE]
+        total += stop - start
+        if table[t, LEVELS] != 1:
+            total += _magnitude_bits(codes, start, stop, table[t, MAGNITUDE_PARAMETER], table[t, LEVELS])
+        start = stop
+    return total
 
 
-@kernel("int64(uint8[::1], int64, int64, uint32[::1])")
-def rice_decode(buffer, parameter, size, indices):
-    """Fill `indices`; return the bits read, or ENDS_EARLY, or OUT_OF_RANGE when an index would reach `size`."""
-    end = 8 * buffer.shape[0]
-    position = 0
-    following = 0
-    for j in range(indices.shape[0]):
-        longest = (size - 1 - following) >> parameter
-        run = 0
-        while position < end and (buffer[position >> 3] >> (position & 7)) & 1 == 0:
-            run += 1
-            position += 1
-            if run > longest:
-                return OUT_OF_RANGE
-        position += 1
-        if position + parameter > end:
-            return ENDS_EARLY
-        low = 0
-        for bit in range(parameter):
-            low |= ((np.int64(buffer[position >> 3]) >> (position & 7)) & 1) << bit
-            position += 1
-        index = following + ((run << parameter) | low)
-        if index >= size:
-            return OUT_OF_RANGE
-        indices[j] = index
-        following = index + 1
+@inner
+def _put(buffer, position, number, width):
+    """Write the low `width` bits of `number`, lowest first, where the buffer is zero."""
+    while width > 0:
+        shift = position & 7
+        buffer[position >> 3] |= np.uint8((number << shift) & 255)
+        taken = min(8 - shift, width)
+        number >>= taken
+        position += taken
+        width -= taken
     return position
+
+
+@inner
+def _put_rice(buffer, position, number, parameter):
+    position = _put(buffer, position + (number >> parameter), 1, 1)
+    return _put(buffer, position, number & ((1 << parameter) - 1), parameter)
+
+
+@inner
+def _put_value(buffer, position, code, parameter, levels):
+    m = abs(code) - 1
+    position = _put(buffer, position, 1 if code < 0 else 0, 1)
+    if levels == 1:
+        return position
+    if levels == 0 and (m >> parameter) >= ESCAPE:
+        length = _length(m)
+        position = _put(buffer, position + ESCAPE, length - 1, LENGTH_BITS)
+        return _put(buffer, position, m, length)
+    return _put_rice(buffer, position, m, parameter)
+
+
+@kernel("int64(uint32[::1], int32[::1], int64[:,::1], int64, uint8[::1])")
+def write_entries(indices, codes, table, position, buffer):
+    """Write the entries of all tensors from bit `position` on, where the buffer is zero; return the position behind."""
+    start = 0
+    for t in range(table.shape[0]):
+        stop = start + table[t, COUNT]
+        mode = table[t, MODE]
+        if mode == MAPPED and stop > start:
+            for j in range(start, stop):
+                place = position + np.int64(indices[j]) - table[t, FIRST]
+                buffer[place >> 3] |= np.uint8(1 << (place & 7))
+            position += table[t, SIZE]
+        following = table[t, FIRST]
+        for j in range(start, stop):
+            if mode == GAPS:
+                index = np.int64(indices[j])
+                position = _put_rice(buffer, position, index - following, table[t, GAP_PARAMETER])
+                following = index + 1
+            code = np.int64(codes[j])
+            position = _put_value(buffer, position, code, table[t, MAGNITUDE_PARAMETER], table[t, LEVELS])
+        start = stop
+    return position
+
+
+# A reader holds the next `have` bits in `window`, lowest first, and has read the buffer's bytes before `place`. Behind
+# the buffer it reads zeros, and whoever asks too much is told so by `place`.
+
+
+@inner
+def _zeros_below(window):
+    """Count the zero bits below the lowest one bit: the ones in what they are when it is taken off (Warren 2002)."""
+    ones = (window & -window) - 1
+    ones -= (ones >> 1) & 0x5555555555555555
+    ones = (ones & 0x3333333333333333) + ((ones >> 2) & 0x3333333333333333)
+    ones = (ones + (ones >> 4)) & 0x0F0F0F0F0F0F0F0F
+    ones += ones >> 8
+    ones += ones >> 16
+    return (ones + (ones >> 32)) & 127
+
+
+@inner
+def _fill(buffer, window, have, place):
+    """Read bytes until at least 49 bits are there."""
+    while have <= 48:
+        if place < buffer.shape[0]:
+            window |= np.int64(buffer[place]) << have
+        place += 1
+        have += 8
+    return window, have, place
+
+
+@inner
+def _seek(buffer, position):
+    """Begin to read at bit `position`."""
+    window, have, place = _fill(buffer, np.int64(0), 0, position >> 3)
+    return window >> (position & 7), have - (position & 7), place
+
+
+@inner
+def _get_rice(buffer, window, have, place, parameter, longest):
+    """Give (the number, or -1 where its unary part is longer than `longest`; window, have, place)."""
+    run = 0
+    window, have, place = _fill(buffer, window, have, place)
+    while window == 0:
+        run += have
+        have = 0
+        if run > longest or place > buffer.shape[0]:
+            return np.int64(-1), window, have, place
+        window, have, place = _fill(buffer, window, have, place)
+    zeros = _zeros_below(window)
+    run += zeros
+    if run > longest:
+        return np.int64(-1), window, have, place
+    window, have, place = _fill(buffer, window >> (zeros + 1), have - zeros - 1, place)
+    number = (run << parameter) | (window & ((1 << parameter) - 1))
+    return number, window >> parameter, have - parameter, place
+
+
+@inner
+def _get_magnitude(buffer, window, have, place, parameter, levels):
+    """Give (m or an error; window, have, place)."""
+    if levels != 0:
+        longest = (levels - 1) >> parameter
+        m, window, have, place = _get_rice(buffer, window, have, place, parameter, longest)
+        return m if 0 <= m < levels else np.int64(OUT_OF_RANGE), window, have, place
+    window, have, place = _fill(buffer, window, have, place)
+    if window & ((1 << ESCAPE) - 1):
+        m, window, have, place = _get_rice(buffer, window, have, place, parameter, ESCAPE)
+        return m, window, have, place
+    length = ((window >> ESCAPE) & ((1 << LENGTH_BITS) - 1)) + 1
+    window, have, place = _fill(buffer, window >> (ESCAPE + LENGTH_BITS), have - ESCAPE - LENGTH_BITS, place)
+    m = window & ((1 << length) - 1)
+    if _length(m) != length or (m >> parameter) < ESCAPE:
+        m = np.int64(NOT_SHORTEST)
+    return m, window >> length, have - length, place
+
+
+@inner
+def _fill_from_map(buffer, position, first, size, indices, start, stop):
+    """Fill indices[start:stop] from a map of `size` bits; return the position behind it, or an error."""
+    if position + size > 8 * buffer.shape[0]:
+        return ENDS_EARLY
+    j = start
+    for i in range(size):
+        place = position + i
+        if (buffer[place >> 3] >> (place & 7)) & 1:
+            if j == stop:
+                return MISCOUNTED
+            indices[j] = first + i
+            j += 1
+    return position + size if j == stop else MISCOUNTED
+
+
+@kernel("int64(uint8[::1], int64, int64[:,::1], uint32[::1], int32[::1])")
+def read_entries(buffer, position, table, indices, codes):
+    """Fill the entries of all tensors from bit `position` on; return the position behind them, or an error.
+
+    The errors are ENDS_EARLY, OUT_OF_RANGE (an index or a magnitude), NOT_SHORTEST (an idle escape), MISCOUNTED (a map
+    with another number of ones than COUNT).
+    """
+    window, have, place = _seek(buffer, position)
+    start = 0
+    for t in range(table.shape[0]):
+        stop = start + table[t, COUNT]
+        mode = table[t, MODE]
+        parameter = table[t, GAP_PARAMETER]
+        magnitude_parameter = table[t, MAGNITUDE_PARAMETER]
+        levels = table[t, LEVELS]
+        following = table[t, FIRST]
+        behind = following + table[t, SIZE]
+        if mode == MAPPED and stop > start:
+            position = _fill_from_map(buffer, 8 * place - have, following, table[t, SIZE], indices, start, stop)
+            if position < 0:
+                return position
+            window, have, place = _seek(buffer, position)
+        for j in range(start, stop):
+            if mode == WHOLE:
+                indices[j] = following
+                following += 1
+            elif mode == GAPS:
+                longest = (behind - 1 - following) >> parameter
+                gap, window, have, place = _get_rice(buffer, window, have, place, parameter, longest)
+                following += gap + 1
+                if gap < 0 or following > behind:
+                    return OUT_OF_RANGE
+                indices[j] = following - 1
+            window, have, place = _fill(buffer, window, have, place)
+            negative = window & 1
+            window >>= 1
+            have -= 1
+            m = np.int64(0)
+            if levels != 1:
+                m, window, have, place = _get_magnitude(buffer, window, have, place, magnitude_parameter, levels)
+                if m < 0:
+                    return m
+            if 8 * place - have > 8 * buffer.shape[0]:
+                return ENDS_EARLY
+            if m >= LARGEST:
+                return OUT_OF_RANGE
+            codes[j] = -(m + 1) if negative else m + 1
+        start = stop
+    return 8 * place - have

@@ -1,9 +1,8 @@
-"""Stochastic gradient descent with momentum, the L2 clip, and the check that numbers are still numbers.
+"""The L2 clip, and the check that numbers are still numbers.
 
-step     v = momentum * v + g;  p = p - rate * v                       (float32, elementwise, in place)
 clip     d = d * min(1, clip_norm / ||d||)    with ||d|| = sqrt(sum_i d[i]^2) summed in float64, i ascending
 
-params, velocity, grad, vector float32 [P]; rate and momentum float32; clip_norm float64 > 0.
+vector float32 [P]; clip_norm float64 > 0.
 """
 
 import math
@@ -11,15 +10,6 @@ import math
 import numpy as np
 
 from engine.kernels._jit import inner, kernel
-
-
-@kernel("void(float32[::1], float32[::1], float32[::1], float32, float32)")
-def sgd_step(params, velocity, grad, rate, momentum):
-    """Advance `velocity` and `params` in place."""
-    for i in range(params.shape[0]):
-        speed = momentum * velocity[i] + grad[i]
-        velocity[i] = speed
-        params[i] = params[i] - rate * speed
 
 
 @inner

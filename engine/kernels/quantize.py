@@ -1,90 +1,144 @@
-"""Values in 1 to 8 bits: a sign and a magnitude level on a square-root grid; and the packing of small codes into bytes.
+"""Values in 1 to 8 bits: a sign and one of L magnitudes, relative to a scale that all values of a tensor share.
 
-    levels L = 2^(value_bits - 1)         code = sign + 2 * level         sign 1 is negative, level 0 .. L-1
-    decode     value = +-scale * ((level + 1) / L)^2
-    encode     level = round(sqrt(|value| / scale) * L) - 1, clamped to 0 .. L-1
-    scale      the mean magnitude when value_bits is 1 (then L = 1 and every value is +-scale), else the largest;
-               never above VALUE_LIMIT, so a larger value saturates and the rest of it stays owed
+    L = 2^(value_bits - 1)         code = +-(level + 1), level 0 .. L-1         one scale, 0 .. 255, for each tensor
 
-    values float32 [k]; codes uint8 [k]; scale float32 > 0;
-    buffer uint8, bit j of the stream is bit j % 8 of byte j // 8.
+    real numbers   unit(s)  = (8 + s % 8) * 2^(s // 8 - 28), s = 0 .. 248: from 2^-25 to 64
+                   decode     value = +-unit(s) * ((level + 1) / L)^2
+                   encode     level = round(sqrt(|value| / unit(s)) * L) - 1, held to 0 .. L-1
+    whole units    decode     |value| = s where L is 1; level + 1 where s <= L;
+                              otherwise round(s * (level + 1)^2 / L^2), halves up, but at least 1
+                   encode     the level that comes nearest, of equal ones the lowest
+    scale          L is 1: the one nearest to the mean magnitude; otherwise the least that reaches the largest
 
-Why a square root: the magnitudes that survive a top-k are heavy-tailed; a linear 4-bit grid loses a third of their
-energy, this one less than a tenth. Why no zero level: a zero is never chosen. Decoding rounds once, to float32: L is a
-power of two, so (level + 1) / L, its square and the product with a float32 are all exact in float64.
+    values float32 [k] or int32 [k], none zero; codes int32 [k], none zero; ends int64 [T]: tensor t's values are those
+    from ends[t-1] (0 for the first) to ends[t]; scales int64 [T], 0 where a tensor has no values.
+
+A real magnitude above VALUE_LIMIT is sent as VALUE_LIMIT, and the rest of it stays owed.
+
+Why squares: the magnitudes that survive a top-k are heavy-tailed; a linear 4-bit grid loses a third of their energy,
+this one less than a tenth. Why no zero level: a zero is never chosen. Decoding is exact: a real value is a whole number
+below 2^18 times a power of two. Sums run in ascending order, in float64 or in integers.
 """
 
 import math
 
 import numpy as np
 
-from engine.kernels._jit import kernel
+from engine.kernels._jit import inner, kernel
 
 VALUE_LIMIT = 64.0
+UNIT_MAX = 254  # from -127 to 127
+SCALE_MAX = 248  # of real numbers: VALUE_LIMIT
+_ONE = 268435456.0  # 2^28
 
 
-@kernel("float32(float32[::1], int64)")
-def value_scale(values, value_bits):
-    """Give the scale (float32) for `values`; there is at least one, all finite, none zero."""
-    total = 0.0
-    largest = 0.0
-    for j in range(values.shape[0]):
-        magnitude = abs(np.float64(values[j]))
-        total += magnitude
-        largest = max(largest, magnitude)
-    scale = total / values.shape[0] if value_bits == 1 else largest
-    return np.float32(min(scale, VALUE_LIMIT))
+@inner
+def _unit(scale):
+    return np.float64((8 + scale % 8) << (scale // 8)) / _ONE
 
 
-@kernel("void(float32[::1], int64, float32, uint8[::1])")
-def quantize(values, value_bits, scale, codes):
-    """Fill `codes`; `scale` is finite and positive."""
+@inner
+def _scale_for(magnitude, nearest):
+    """Give the least scale whose unit reaches `magnitude`, or the nearest one."""
+    scale = 0
+    while scale < SCALE_MAX and _unit(scale) < magnitude:
+        scale += 1
+    if nearest and scale > 0 and magnitude - _unit(scale - 1) < _unit(scale) - magnitude:
+        scale -= 1
+    return scale
+
+
+@kernel("void(float32[::1], int64[::1], int64, int64[::1], int32[::1])")
+def quantize_reals(values, ends, value_bits, scales, codes):
+    """Fill `scales` and `codes`; the values are finite."""
     levels = 1 << (value_bits - 1)
-    for j in range(values.shape[0]):
-        magnitude = abs(np.float64(values[j]))
-        # the ratio is held to 1 in float, so that the conversion to an integer always has a defined result
-        ratio = min(magnitude / np.float64(scale), 1.0)
-        level = np.int64(math.sqrt(ratio) * levels + 0.5) - 1
-        level = min(max(level, 0), levels - 1)
-        sign = 1 if values[j] < 0.0 else 0
-        codes[j] = sign + 2 * level
+    start = 0
+    for t in range(ends.shape[0]):
+        stop = ends[t]
+        scales[t] = 0
+        if stop > start:
+            total = 0.0
+            largest = 0.0
+            for j in range(start, stop):
+                magnitude = min(abs(np.float64(values[j])), VALUE_LIMIT)
+                total += magnitude
+                largest = max(largest, magnitude)
+            scales[t] = _scale_for(total / (stop - start), True) if levels == 1 else _scale_for(largest, False)
+        unit = _unit(scales[t])
+        for j in range(start, stop):
+            # the ratio is held to 1 in float, so that the conversion to an integer always has a defined result
+            ratio = min(abs(np.float64(values[j])) / unit, 1.0)
+            level = np.int64(math.sqrt(ratio) * levels + 0.5) - 1
+            level = min(max(level, 0), levels - 1)
+            codes[j] = -(level + 1) if values[j] < 0.0 else level + 1
+        start = stop
 
 
-@kernel("void(uint8[::1], int64, float32, float32[::1])")
-def dequantize(codes, value_bits, scale, values):
+@kernel("void(int32[::1], int64[::1], int64, int64[::1], float32[::1])")
+def restore_reals(codes, ends, value_bits, scales, values):
     """Fill `values`."""
     levels = 1 << (value_bits - 1)
-    for j in range(codes.shape[0]):
-        code = np.int64(codes[j])
-        root = np.float64((code >> 1) + 1) / np.float64(levels)
-        magnitude = np.float32((root * root) * np.float64(scale))
-        values[j] = -magnitude if code & 1 else magnitude
+    start = 0
+    for t in range(ends.shape[0]):
+        for j in range(start, ends[t]):
+            root = np.float64(abs(np.int64(codes[j]))) / np.float64(levels)
+            magnitude = root * root * _unit(scales[t])
+            values[j] = -magnitude if codes[j] < 0 else magnitude
+        start = ends[t]
 
 
-@kernel("void(uint8[::1], int64, uint8[::1])")
-def pack_codes(codes, width, buffer):
-    """Write `width` bits of every code into the zeroed `buffer`, lowest bit first."""
-    position = 0
-    for j in range(codes.shape[0]):
-        code = np.int64(codes[j])
-        for bit in range(width):
-            if (code >> bit) & 1:
-                buffer[position >> 3] |= np.uint8(1 << (position & 7))
-            position += 1
+@inner
+def _whole(scale, levels, level):
+    if levels == 1:
+        return scale
+    if scale <= levels:
+        return level + 1
+    return max((scale * (level + 1) * (level + 1) + levels * levels // 2) // (levels * levels), 1)
 
 
-@kernel("boolean(uint8[::1], int64, uint8[::1])")
-def unpack_codes(buffer, width, codes):
-    """Fill `codes`; `buffer` holds at least `width` bits for each. Return True if every bit after them is zero."""
-    position = 0
-    for j in range(codes.shape[0]):
-        code = 0
-        for bit in range(width):
-            code |= ((np.int64(buffer[position >> 3]) >> (position & 7)) & 1) << bit
-            position += 1
-        codes[j] = code
-    leftover = 0
-    while position < 8 * buffer.shape[0]:
-        leftover |= (np.int64(buffer[position >> 3]) >> (position & 7)) & 1
-        position += 1
-    return leftover == 0
+@kernel("void(int32[::1], int64[::1], int64, int64[::1], int32[::1])")
+def quantize_units(values, ends, value_bits, scales, codes):
+    """Fill `scales` and `codes`; the values are at most UNIT_MAX in magnitude."""
+    levels = 1 << (value_bits - 1)
+    start = 0
+    for t in range(ends.shape[0]):
+        stop = ends[t]
+        scales[t] = 0
+        if stop > start:
+            total = 0
+            largest = 0
+            for j in range(start, stop):
+                magnitude = abs(np.int64(values[j]))
+                total += magnitude
+                largest = max(largest, magnitude)
+            scales[t] = (total + (stop - start) // 2) // (stop - start) if levels == 1 else largest
+        highest = min(levels, scales[t])
+        for j in range(start, stop):
+            magnitude = abs(np.int64(values[j]))
+            low = 0
+            high = highest - 1
+            while low < high:  # the lowest level that reaches the magnitude, if one does
+                middle = (low + high) // 2
+                if _whole(scales[t], levels, middle) < magnitude:
+                    low = middle + 1
+                else:
+                    high = middle
+            above = _whole(scales[t], levels, low) - magnitude
+            if low > 0 and magnitude - _whole(scales[t], levels, low - 1) <= above:
+                low -= 1
+                while low > 0 and _whole(scales[t], levels, low - 1) == _whole(scales[t], levels, low):
+                    low -= 1
+            codes[j] = -(low + 1) if values[j] < 0 else low + 1
+        start = stop
+
+
+@kernel("void(int32[::1], int64[::1], int64, int64[::1], int32[::1])")
+def restore_units(codes, ends, value_bits, scales, values):
+    """Fill `values`."""
+    levels = 1 << (value_bits - 1)
+    start = 0
+    for t in range(ends.shape[0]):
+        for j in range(start, ends[t]):
+            whole = _whole(scales[t], levels, abs(np.int64(codes[j])) - 1)
+            values[j] = -whole if codes[j] < 0 else whole
+        start = ends[t]

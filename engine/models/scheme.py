@@ -195,6 +195,23 @@ def units_of(graph: Graph, suffix: Suffix) -> NDArray[np.int32]:
     return units
 
 
+def shapes_of(graph: Graph, suffix: Suffix) -> tuple[tuple[int, int], ...]:
+    """Return rows x columns of each tensor that trains, in the order of the params: weights, then the bias.
+
+    The rows of a convolution or a dense layer are its output channels. A depthwise layer's channels are its columns,
+    because they come last in the file, and a bias is one row.
+    """
+    shapes = []
+    for layer in suffix.layers:
+        if layer.channels is not None:
+            outputs = graph.tensors[layer.weights].shape[0]
+            columns = len(layer.channels) if _is_depthwise(graph, layer) else layer.num_weights // outputs
+            shapes.append((layer.num_weights // columns, columns))
+        if layer.num_bias:
+            shapes.append((1, layer.num_bias))
+    return tuple(shapes)
+
+
 def dump_params(suffix: Suffix, params: NDArray[Any]) -> bytes:
     """Write params [P] as bytes: per layer int8 weights, then little-endian int32 biases; all float32 in that lane."""
     _check_length(suffix, len(params))

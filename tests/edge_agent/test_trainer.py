@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import queue
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -14,12 +15,17 @@ from edge_agent import child, flash, samples, trainer
 from edge_agent.effects import Job
 from edge_agent.trainer import Base, TrainerError, train
 from engine import frozen
-from engine.codec import residual, steps
+from engine.codec import payload
+from engine.codec.header import CodecError
+from engine.codec.residual import Owed, dump_owed
+from engine.codec.update import dense
 from engine.models.graph import ModelError
 from engine.models.scheme import load_params
 from engine.train import TrainingError, evaluate
 from tests.real.scripted_coordinator import FRAME, MODEL, PARAMS, QUICK, SIZE, write_digits
-from wire import chunks
+from wire import chunks, envelope, keys, topics
+from wire.limits import EXAMPLES_MAX, UPDATE_PAYLOAD_BYTES_MAX
+from wire.messages import Update
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,13 +42,22 @@ def digits(tmp_path_factory) -> samples.Arrays:
         return samples.Arrays(arrays["x"], arrays["y"].astype(np.int32), np.arange(1, 61, dtype=np.uint64))
 
 
+def read(coded: bytes, k_max: int = QUICK.keep_count, coding: str = "rice"):
+    return payload.decode(coded, FRAME.shapes, lane="int8", k_max=k_max, coding=coding)
+
+
+def with_plan(**changes) -> Job:
+    return msgspec.structs.replace(JOB, plan=msgspec.structs.replace(QUICK, **changes))
+
+
 def test_the_update_is_sparse_and_what_it_leaves_out_is_owed(digits):
     trained = train(JOB, BASE, digits, None, RATE)
-    sent = steps.decode(trained.answer.payload, size=SIZE, k_max=QUICK.keep_count)
+    sent = read(trained.answer.payload)
     assert len(sent.indices) == QUICK.keep_count
-    assert np.count_nonzero(trained.residual) > QUICK.keep_count
+    assert np.count_nonzero(trained.owed.residual) > QUICK.keep_count
+    assert trained.owed.base_version == JOB.base_version
     assert trained.answer.loss_after < trained.answer.loss_before
-    moved = steps.dense(sent) * FRAME.unit
+    moved = dense(sent) * FRAME.unit
     assert loss_of_the_base(digits, moved) < loss_of_the_base(digits, 0 * moved) < loss_of_the_base(digits, -moved)
     assert trained.answer.note == ""
 
@@ -107,30 +122,89 @@ def test_what_is_owed_joins_the_update_and_a_damaged_debt_counts_as_none(digits)
     without = train(JOB, BASE, digits, None, RATE)
     owed = np.zeros(SIZE, np.int32)
     owed[0] = 500
-    kept = residual.dump_residual(owed)
+    kept = dump_owed(Owed(owed), 0)
     with_debt = train(JOB, BASE, digits, kept, RATE)
-    sent = steps.decode(with_debt.answer.payload, size=SIZE, k_max=QUICK.keep_count)
-    assert (sent.indices[0], sent.units[0]) == (0, 254)
-    assert 150 < with_debt.residual[0] < 350
+    sent = read(with_debt.answer.payload)
+    assert (sent.indices[0], sent.values[0]) == (0, 254)
+    assert 150 < with_debt.owed.residual[0] < 350
     damaged = train(JOB, BASE, digits, kept[:-1] + bytes([kept[-1] ^ 1]), RATE)
     assert damaged.answer.payload == without.answer.payload
     assert "damaged" in damaged.answer.note
 
 
 def test_a_debt_in_the_steps_of_an_older_scale_epoch_is_let_go_and_told(digits):
-    kept = residual.dump_residual(np.full(SIZE, 9, np.int32), scale_epoch=0)
-    rescaled = msgspec.structs.replace(JOB, plan=msgspec.structs.replace(QUICK, scale_epoch=1))
-    without = train(rescaled, BASE, digits, None, RATE)
-    with_old = train(rescaled, BASE, digits, kept, RATE)
+    kept = dump_owed(Owed(np.full(SIZE, 9, np.int32)), 0)
+    without = train(with_plan(scale_epoch=1), BASE, digits, None, RATE)
+    with_old = train(with_plan(scale_epoch=1), BASE, digits, kept, RATE)
     assert with_old.answer.payload == without.answer.payload
     assert "of scale epoch 0, the model of 1" in with_old.answer.note
+
+
+def test_the_plan_says_whether_a_debt_fades_and_gathers_speed(digits):
+    debt = np.zeros(SIZE, np.int32)
+    debt[0] = 16_000
+    kept = dump_owed(Owed(debt, None, 1), 0)
+    later = msgspec.structs.replace(with_plan(residual_decay=0.5), base_version=5)  # 2, 3 and 4 are missed
+    assert 1_500 < train(later, BASE, digits, kept, RATE).owed.residual[0] < 2_000
+    on_time = msgspec.structs.replace(later, base_version=2)
+    assert train(on_time, BASE, digits, kept, RATE).owed.residual[0] > 15_000
+    assert train(JOB, BASE, digits, kept, RATE).owed.velocity is None
+    quick = train(with_plan(momentum_correction=0.9), BASE, digits, kept, RATE)
+    assert quick.owed.velocity[0] == 0  # it was sent
+    assert np.count_nonzero(quick.owed.velocity) > QUICK.keep_count
+
+
+def test_the_plan_says_how_the_update_is_coded(digits):
+    plain = train(JOB, BASE, digits, None, RATE)
+    shorter = train(with_plan(coding="context"), BASE, digits, None, RATE)
+    assert len(shorter.answer.payload) < len(plain.answer.payload)
+    same, other = read(plain.answer.payload), read(shorter.answer.payload, coding="context")
+    assert np.array_equal(dense(same), dense(other))
+    rounded = train(with_plan(value_bits=1), BASE, digits, None, RATE)
+    assert len(rounded.answer.payload) < len(plain.answer.payload)
+    assert len(np.unique(np.abs(read(rounded.answer.payload).values))) <= len(FRAME.shapes)
+
+
+def test_an_update_keeps_to_the_smaller_limit_of_plan_and_device_and_says_what_it_chose(digits):
+    free = train(JOB, BASE, digits, None, RATE)
+    for plan_max, device_max in ((300, 0), (0, 300), (1000, 300), (300, 1000)):
+        job = msgspec.structs.replace(with_plan(update_bytes_max=plan_max), update_bytes_max=device_max)
+        tight = train(job, BASE, digits, None, RATE)
+        assert len(tight.answer.payload) <= 300 - trainer.ENVELOPE_BYTES_MAX < len(free.answer.payload)
+        count = len(read(tight.answer.payload).indices)
+        assert tight.answer.note == f"{count} of {QUICK.keep_count} values at full precision: 100 bytes allowed"
+        moved = dense(read(tight.answer.payload)) * FRAME.unit + tight.owed.residual
+        assert np.array_equal(moved, dense(read(free.answer.payload)) * FRAME.unit + free.owed.residual)
+    wide = msgspec.structs.replace(with_plan(update_bytes_max=100_000), update_bytes_max=100_000)
+    assert train(wide, BASE, digits, None, RATE).answer == free.answer
+
+
+def test_a_limit_below_the_envelope_or_one_value_is_told(digits):
+    with pytest.raises(TrainerError, match="200 bytes are allowed for an update, and its envelope alone may take 200"):
+        train(with_plan(update_bytes_max=200), BASE, digits, None, RATE)
+    with pytest.raises(CodecError, match="may have 3 bytes, and with 1 values it takes"):
+        train(msgspec.structs.replace(JOB, update_bytes_max=203), BASE, digits, None, RATE)
+
+
+def test_the_envelope_never_takes_more_than_what_is_reserved_for_it():
+    size = UPDATE_PAYLOAD_BYTES_MAX
+    largest = Update(2**53, 2**53, EXAMPLES_MAX, EXAMPLES_MAX, EXAMPLES_MAX, bytes(size))
+    sealed = envelope.seal(largest, topics.up("f" * 32, "d" * 32, "update"), keys.signer(bytes(32)))
+    assert size < len(sealed) <= size + trainer.ENVELOPE_BYTES_MAX
+    assert trainer.payload_bytes_max(JOB) == size
+
+
+def test_whole_steps_of_a_float_model_are_refused_before_any_work():
+    frame = SimpleNamespace(lane="float32", suffix=SimpleNamespace(num_params=SIZE))
+    with pytest.raises(TrainerError, match="sends whole steps"):
+        trainer._check_plan(JOB, frame)
+    trainer._check_plan(with_plan(value_bits=4), frame)
 
 
 @pytest.mark.parametrize(
     ("error", "sentence", "change"),
     [
         (TrainerError, "plan is for another model", {"num_params": 5}),
-        (TrainerError, "trains 17802 float32 params", {"value_bits": 4}),
         (ModelError, "last-9", {"train": "last-9"}),
         (TrainingError, "Training diverged", {"learning_rate": 1e38}),
     ],
@@ -183,7 +257,7 @@ def test_the_child_gives_what_the_function_gives_and_the_residual_is_on_flash(ro
     ended, answer = run(root)
     expected = train(JOB, BASE, digits, None, RATE)
     assert answer == expected.answer
-    assert flash.read_file(flash.residual_path(root, 3)) == residual.dump_residual(expected.residual)
+    assert flash.read_file(flash.residual_path(root, 3)) == dump_owed(expected.owed, 0)
     assert 30_000 < ended.peak_rss_kb < 400_000
     assert 0.1 < ended.cpu_s < 60
     assert not list(root.glob("**/.*.new"))
@@ -217,6 +291,17 @@ def test_a_store_of_other_windows_is_one_sentence(root):
     assert "windows are (1, 4)" in run(root)[1].reason
     (root / "samples").unlink()
     assert "there are no samples" in run(root)[1].reason
+
+
+def test_a_limit_that_nothing_fits_leaves_what_is_owed_as_it_was(root):
+    kept = dump_owed(Owed(np.full(SIZE, 9, np.int32), None, 1), 0)
+    flash.write_file(flash.residual_path(root, 2), kept)
+    job = msgspec.structs.replace(JOB, residual_round_id=2, update_bytes_max=203)
+    answer = run(root, job)[1]
+    assert "nothing is sent until the limit is raised" in answer.reason
+    assert answer.payload == b""
+    assert flash.read_file(flash.residual_path(root, 2)) == kept
+    assert not flash.residual_path(root, 3).exists()
 
 
 def test_no_room_for_the_residual_means_no_update(root):

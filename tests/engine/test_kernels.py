@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from engine.kernels import gaps, loss, optimize, quantize, reduce, shuffle, sparsify
+from engine.codec.largest import largest
+from engine.kernels import loss, optimize, reduce, shuffle, sparsify
 from tests import naive
 
 fast = settings(deadline=None, max_examples=40)
@@ -67,16 +68,6 @@ def test_a_logit_that_is_no_number_gives_a_loss_that_is_none(bad):
 
 
 @fast
-@given(st.data(), st.integers(1, 40), st.floats(0, 2, width=32), st.floats(0, 1, width=32))
-def test_a_step_of_descent_equals_its_twin_to_the_bit(data, size, rate, momentum):
-    p, v, g = (data.draw(array(size)) for _ in range(3))
-    want_p, want_v = naive.sgd_step(p, v, g, np.float32(rate), np.float32(momentum))
-    optimize.sgd_step(p, v, g, np.float32(rate), np.float32(momentum))
-    assert same_bits(p, want_p)
-    assert same_bits(v, want_v)
-
-
-@fast
 @given(st.data(), st.integers(0, 40), st.floats(2.0**-10, 2.0**10))
 def test_the_clip_equals_its_twin_to_the_bit_and_keeps_its_promise(data, size, clip_norm):
     vector = data.draw(array(size))
@@ -127,88 +118,65 @@ def test_the_largest_are_chosen_exactly_and_ties_go_to_the_lowest_index(data, si
         assert choose(vector, k) == naive.choose_largest(vector, k)
 
 
+def choose_sampled(vector, k, room):
+    indices, candidates = np.empty(k, np.uint32), np.empty((2, room), np.uint32)
+    count = sparsify.choose_by_sample(vector.view(np.uint32), k, np.empty(2048, np.int64), *candidates, indices)
+    return indices[:count].tolist() if count != sparsify.MISLED else sparsify.MISLED
+
+
+@fast
+@given(st.data(), st.integers(1, 200), st.one_of(st.just(few), st.just(st.floats(width=32, allow_nan=False))))
+def test_a_sampled_choice_is_the_exact_one_or_says_that_it_was_misled(data, size, elements):
+    vector = data.draw(array(size, elements))
+    for k in sorted({1, size // 8 + 1, size}):
+        # so short a vector is its own sample, which cannot mislead
+        assert choose_sampled(vector, k, sparsify.SAMPLES + size) == naive.choose_by_sample(vector, k)
+
+
+@pytest.mark.parametrize("k", [1, 50, 1000])
+@pytest.mark.parametrize("kind", ["heavy", "steps", "few", "equal", "one corner", "none"])
+def test_a_long_vector_is_sampled_and_the_choice_stays_exact(kind, k):
+    size, chance = 20_011, np.random.default_rng(k)
+    vector = chance.standard_t(3, size).astype(np.float32)
+    if kind == "steps":
+        vector = np.rint(vector) * np.repeat(chance.uniform(0, 1, 21).astype(np.float32), 1000)[:size]
+    elif kind != "heavy":
+        vector[{"few": 40, "one corner": 5000, "equal": size, "none": 0}[kind] :] = 0
+        vector[:] = 1.0 if kind == "equal" else vector
+    got = choose_sampled(vector, k, sparsify.SAMPLES + 2 * k + size // 8 + sparsify.BLOCK)
+    if kind == "equal":
+        assert got == sparsify.MISLED  # so many equals do not fit the room
+    else:
+        assert got == naive.choose_largest(vector, k)
+    assert largest(vector, k).tolist() == naive.choose_largest(vector, k)
+
+
+def test_a_sample_that_met_too_many_large_entries_is_seen_through():
+    size, stretch = 16 * sparsify.SAMPLES, 16
+    sampled = [stretch * j + (naive.splitmix64(0, j) >> 32) * stretch // 2**32 for j in range(sparsify.SAMPLES)]
+    vector = np.ones(size, np.float32)
+    vector[sampled[:70]] = 5.0  # every one of them is in the sample, so there seem to be 1,120
+    assert choose_sampled(vector, 100, size) == sparsify.MISLED
+    assert largest(vector, 100).tolist() == naive.choose_largest(vector, 100)
+
+
 @fast
 @given(st.data(), st.integers(1, 40))
 def test_folding_in_and_taking_out_equal_their_twins_to_the_bit(data, size):
     delta, residual = data.draw(array(size)), data.draw(array(size))
-    total, owed = np.empty(size, np.float32), np.empty(size, np.float32)
+    total, faded = np.empty(size, np.float32), residual.copy()
     sparsify.fold_in(delta, residual, total)
     assert same_bits(total, naive.fold_in(delta, residual))
+    factor = data.draw(st.floats(0, 1))
+    sparsify.decay_reals(faded, factor)
+    assert same_bits(faded, naive.decay_reals(residual, factor))
     indices = np.array(naive.choose_largest(total, size // 2), np.uint32)
     values = np.empty(len(indices), np.float32)
     sparsify.pick(total, indices, values)
     assert values.tolist() == naive.pick(total, indices)
-    sent = values * np.float32(0.75)
-    sparsify.take_out(total, indices, sent, owed)
-    assert same_bits(owed, naive.take_out(total, indices.tolist(), sent))
-
-
-nonzero = st.floats(2.0**-100, 100, width=32).flatmap(lambda x: st.sampled_from([x, -x]))
-
-
-@fast
-@given(st.data(), st.integers(1, 30), st.integers(1, 8))
-def test_values_are_quantised_like_their_twin(data, count, value_bits):
-    values = data.draw(array(count, nonzero))
-    scale = np.float32(quantize.value_scale(values, value_bits))
-    assert scale == naive.value_scale(values, value_bits)
-    codes, back = np.empty(count, np.uint8), np.empty(count, np.float32)
-    quantize.quantize(values, value_bits, scale, codes)
-    assert codes.tolist() == naive.quantize(values, value_bits, scale)
-    quantize.dequantize(codes, value_bits, scale, back)
-    assert same_bits(back, naive.dequantize(codes.tolist(), value_bits, scale))
-    assert (np.sign(back) == np.sign(values)).all()
-
-
-def test_eight_bits_of_square_root_stay_within_their_grid():
-    values = np.linspace(0.02, 1, 500).astype(np.float32)
-    codes, back = np.empty(500, np.uint8), np.empty(500, np.float32)
-    quantize.quantize(values, 8, np.float32(1), codes)
-    quantize.dequantize(codes, 8, np.float32(1), back)
-    # half a step of the square root is 1/256: the value moves by at most 2 sqrt(v)/256 and a little
-    assert (np.abs(back - values) <= np.sqrt(values) / 128 + 2**-15).all()
-
-
-@fast
-@given(st.data(), st.integers(1, 8), st.integers(0, 30), st.binary(max_size=3))
-def test_codes_are_packed_and_unpacked_like_their_twin(data, width, count, rest):
-    codes = data.draw(hnp.arrays(np.uint8, count, elements=st.integers(0, 2**width - 1)))
-    buffer = np.zeros((count * width + 7) // 8, np.uint8)
-    quantize.pack_codes(codes, width, buffer)
-    assert buffer.tobytes() == naive.pack_codes(codes.tolist(), width)
-    longer = np.frombuffer(bytearray(buffer.tobytes() + rest), np.uint8)
-    back = np.empty(count, np.uint8)
-    clean = quantize.unpack_codes(longer, width, back)
-    assert (back.tolist(), clean) == naive.unpack_codes(longer.tobytes(), width, count)
-
-
-index_sets = st.integers(1, 3000).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1), max_size=40)))
-
-
-@fast
-@given(index_sets, st.integers(0, 12))
-def test_gaps_are_coded_like_their_twin(drawn, parameter):
-    size, chosen = drawn
-    indices = np.array(sorted(chosen), np.uint32)
-    bits = gaps.rice_bits(indices, parameter)
-    assert bits == naive.rice_bits(indices.tolist(), parameter)
-    assert gaps.best_parameter(indices) == naive.best_parameter(indices.tolist())
-    buffer = np.zeros((bits + 7) // 8, np.uint8)
-    gaps.rice_encode(indices, parameter, buffer)
-    assert buffer.tobytes() == naive.rice_encode(indices.tolist(), parameter)
-    back = np.empty(len(indices), np.uint32)
-    assert gaps.rice_decode(buffer, parameter, size, back) == bits
-    assert (back.tolist(), bits) == naive.rice_decode(buffer.tobytes(), parameter, len(indices))
-    if chosen:
-        assert gaps.rice_decode(buffer, parameter, max(chosen), back) == gaps.OUT_OF_RANGE
-        short = np.zeros(0, np.uint8)
-        assert gaps.rice_decode(short, parameter, size, back) == gaps.ENDS_EARLY
-
-
-def test_a_run_of_zeros_is_given_up_as_soon_as_it_leaves_the_indices_behind():
-    back = np.empty(1, np.uint32)
-    assert gaps.rice_decode(np.zeros(1, np.uint8), 0, 7, back) == gaps.OUT_OF_RANGE
-    assert gaps.rice_decode(np.zeros(1, np.uint8), 0, 9, back) == gaps.ENDS_EARLY
+    sent, left = values * np.float32(0.75), total.copy()
+    sparsify.take_out(left, indices, sent)
+    assert same_bits(left, naive.take_out(total, indices.tolist(), sent))
 
 
 @fast

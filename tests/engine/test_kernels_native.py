@@ -175,57 +175,62 @@ def both(build, *program):
 
 
 @pytest.fixture
-def sgd_step(library):
-    return library.kernel("engine.kernels.optimize", "sgd_step", library.signatures["optimize_sgd_step"])
+def update_bias(library):
+    signature = library.signatures["update_update_bias_float"]
+    return library.kernel("engine.kernels.update", "update_bias_float", signature)
 
 
 def row(*numbers):
     return np.array(numbers, np.float32)
 
 
-def test_a_kernel_is_called_like_a_function(sgd_step, library):
-    params, velocity = row(1, 2), row(0, 1)
-    assert sgd_step(params, velocity, row(2, 4), 0.5, 0.25) is None
-    assert (params.tolist(), velocity.tolist()) == ([0, -0.125], [2, 4.25])
+def tally():
+    return np.zeros(4, np.int64)
+
+
+def test_a_kernel_is_called_like_a_function(update_bias, library):
+    bias = row(1, 2)
+    assert update_bias(bias, row(2, 4), 0.5, tally()) is None
+    assert bias.tolist() == [0, 0]
     finite = library.kernel("engine.kernels.optimize", "all_finite", "boolean(float32[::1])")
-    assert finite(params) is True
+    assert finite(bias) is True
     assert finite(row(1, np.nan)) is False
     assert finite(row()) is True
     clip = library.kernel("engine.kernels.optimize", "clip_to_norm", "float64(float32[::1], float64)")
     assert clip(row(3, 4), 1.0) == 5.0
-    scale = library.kernel("engine.kernels.quantize", "value_scale", "float32(float32[::1], int64)")
-    assert scale(row(-3, 4), np.int64(2)) == 4.0
+    within = library.kernel("engine.kernels.reduce", "units_within", "boolean(int32[::1], int64)")
+    assert within(np.array([-3, 4], np.int32), np.int64(4)) is True
 
 
-def test_bound_arguments_are_read_anew_at_each_call_and_live_as_long(sgd_step):
-    params, grad = row(0, 0), row(1, 1)
-    step = sgd_step.bind(params, row(0, 0), grad, np.float32(1), True)
+def test_bound_arguments_are_read_anew_at_each_call_and_live_as_long(update_bias):
+    bias, grad = row(0, 0), row(1, 1)
+    step = update_bias.bind(bias, grad, True, tally())
     step()
     grad[0] = 5
     del grad
     step()
-    assert params.tolist() == [-7, -3]
+    assert bias.tolist() == [-6, -2]
 
 
 READ_ONLY = np.frombuffer(bytes(8), np.float32)
 BAD = {
-    "too few": (row(1), row(1), row(1), 0.5),
-    "too many": (row(1), row(1), row(1), 0.5, 0.5, 0.5),
-    "float64": (row(1), row(1), np.ones(1), 0.5, 0.5),
-    "foreign byte order": (row(1), row(1), row(1).astype(">f4"), 0.5, 0.5),
-    "two dimensions": (row(1), row(1), np.ones((1, 1), np.float32), 0.5, 0.5),
-    "not contiguous": (row(1), row(1), np.ones(4, np.float32)[::2], 0.5, 0.5),
-    "read-only": (row(1), row(1), READ_ONLY, 0.5, 0.5),
-    "a list": (row(1), row(1), [1.0], 0.5, 0.5),
-    "no number": (row(1), row(1), row(1), None, 0.5),
-    "an array for a number": (row(1), row(1), row(1), row(1, 2), 0.5),
+    "too few": (row(1), row(1), 0.5),
+    "too many": (row(1), row(1), 0.5, tally(), tally()),
+    "float64": (row(1), np.ones(1), 0.5, tally()),
+    "foreign byte order": (row(1), row(1).astype(">f4"), 0.5, tally()),
+    "two dimensions": (row(1), np.ones((1, 1), np.float32), 0.5, tally()),
+    "not contiguous": (row(1), np.ones(4, np.float32)[::2], 0.5, tally()),
+    "read-only": (row(1), READ_ONLY, 0.5, tally()),
+    "a list": (row(1), [1.0], 0.5, tally()),
+    "no number": (row(1), row(1), None, tally()),
+    "an array for a number": (row(1), row(1), row(1, 2), tally()),
 }
 
 
 @pytest.mark.parametrize("arguments", BAD.values(), ids=BAD)
-def test_a_wrong_argument_is_refused_and_never_reaches_the_kernel(sgd_step, arguments):
-    for call in (sgd_step, sgd_step.bind):
-        with pytest.raises(TypeError, match=r"^sgd_step takes void\(float32"):
+def test_a_wrong_argument_is_refused_and_never_reaches_the_kernel(update_bias, arguments):
+    for call in (update_bias, update_bias.bind):
+        with pytest.raises(TypeError, match=r"^update_bias_float takes void\(float32"):
             call(*arguments)
 
 

@@ -133,8 +133,29 @@ def test_weights_that_do_not_train_are_rescaled_with_their_channel_in_the_base()
     assert len(layer.channels) == 4
     after, _ = rescale.grown(frame, numbers_of(frame, 5, [8, 9, 10, 11]))  # all of output channel 2
     before, now = (each.graph.tensors[layer.weights].data.astype(np.int64) for each in (frame, after))
-    assert np.array_equal(now[2], np.rint(before[2] / 2))
-    assert np.array_equal(np.delete(now, 2, axis=0), np.delete(before, 2, axis=0))
+    frozen = [channel for channel in range(8) if channel not in layer.channels]
+    assert np.array_equal(now[2][..., frozen], np.rint(before[2][..., frozen] / 2))
+    assert np.array_equal(np.delete(now[..., frozen], 2, axis=0), np.delete(before[..., frozen], 2, axis=0))
+
+
+@pytest.mark.parametrize("train", ["last-3", "5:w/2,7:w"])
+def test_the_new_base_file_holds_what_is_published_of_the_version(train):
+    frame = frame_of(NET, train)
+    numbers = numbers_of(frame, 5, [8, 9, 10, 11] if train != "last-3" else [16, 17, 18, 19])
+    after, moved = rescale.grown(frame, numbers)
+    assert frame_of(after.model, train).own() == after.own() == moved.published
+    assert after.file_with(moved.published) == after.model
+
+
+def test_a_file_that_would_choose_other_channels_by_the_numbers_is_not_made(monkeypatch):
+    frame = frame_of(NET, "5:w/2,7:w")
+    (layer,) = (layer for layer in frame.suffix.layers if layer.operator == 5)
+    numbers = numbers_of(frame, 5, [8, 9, 10, 11])
+    assert rescale.grown(frame, numbers) is not None
+    faint = np.zeros(frame.suffix.num_params, np.int32)
+    faint[layer.first + np.arange(8, 12)] = 127  # one output channel is crowded, and the others are nothing
+    assert frame.holding(master.first(frame, 0 * faint).published) is None
+    assert rescale.grown(frame, master.first(frame, faint)) is None
 
 
 def test_the_channels_that_train_stay_the_same_or_the_scales_do(monkeypatch):

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from engine import ring
-from engine.codec.sparse import Sparse
-from engine.codec.steps import Steps
+from engine.codec.update import Update
 from engine.ring import RingError, add, add_all, empty, mean_step, merge
 
 SIZE = 40
@@ -18,7 +17,7 @@ FLOAT = "float32"
 def update(seed, largest=64.0):
     chance = np.random.default_rng(seed)
     indices = np.sort(chance.choice(SIZE, 12, replace=False)).astype(np.uint32)
-    return Sparse(SIZE, indices, chance.uniform(-largest, largest, 12).astype(np.float32))
+    return Update("float32", SIZE, indices, chance.uniform(-largest, largest, 12).astype(np.float32))
 
 
 FLEET = [(update(seed), 1 + 97 * seed) for seed in range(12)]
@@ -64,14 +63,14 @@ def test_the_mean_step_is_the_weighted_mean_times_the_rate():
 
 
 def test_one_update_alone_is_its_own_mean_to_the_bit_whatever_its_weight():
-    sparse = Sparse(3, np.array([0, 2], np.uint32), np.array([0.7, -63.1], np.float32))
+    sparse = Update("float32", 3, np.array([0, 2], np.uint32), np.array([0.7, -63.1], np.float32))
     for weight in (1, 3, 4096):
         step = mean_step(add(empty(3, FLOAT), sparse, weight), 1.0)
         assert step.astype(np.float32).tolist() == [np.float32(0.7), 0, np.float32(-63.1)]
 
 
 def test_the_heaviest_sum_allowed_is_exact_and_the_next_is_refused():
-    heaviest = Sparse(1, np.array([0], np.uint32), np.array([-64], np.float32))
+    heaviest = Update("float32", 1, np.array([0], np.uint32), np.array([-64], np.float32))
     count = ring.WEIGHT_TOTAL_MAX // ring.WEIGHT_MAX
     full = add_all(empty(1, FLOAT), [(heaviest, ring.WEIGHT_MAX)] * count)
     assert int(full.total[0]) == -(64 * 2**30) * 4096 * count
@@ -84,7 +83,7 @@ def test_the_heaviest_sum_allowed_is_exact_and_the_next_is_refused():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 64.00001, -1e30])
 def test_a_value_out_of_bounds_is_refused(value):
-    bad = Sparse(2, np.array([1], np.uint32), np.array([value], np.float32))
+    bad = Update("float32", 2, np.array([1], np.uint32), np.array([value], np.float32))
     with pytest.raises(RingError, match="not finite or larger than 64"):
         add(empty(2, FLOAT), bad, 1)
 
@@ -118,7 +117,9 @@ def test_there_is_no_mean_of_nothing_and_no_step_without_a_rate():
 def steps(seed, largest=254):
     chance = np.random.default_rng(seed)
     indices = np.sort(chance.choice(SIZE, 12, replace=False)).astype(np.uint32)
-    return Steps(SIZE, indices, (chance.integers(1, largest + 1, 12) * chance.choice([-1, 1], 12)).astype(np.int16))
+    return Update(
+        "int8", SIZE, indices, (chance.integers(1, largest + 1, 12) * chance.choice([-1, 1], 12)).astype(np.int32)
+    )
 
 
 STEPPERS = [(steps(seed), 1 + 97 * seed) for seed in range(12)]
@@ -127,7 +128,7 @@ STEPPERS = [(steps(seed), 1 + 97 * seed) for seed in range(12)]
 def test_whole_steps_add_up_in_any_order_and_grouping():
     want = np.zeros(SIZE, np.int64)
     for update_, weight in STEPPERS:
-        want[update_.indices] += weight * update_.units.astype(np.int64)
+        want[update_.indices] += weight * update_.values.astype(np.int64)
     whole = add_all(empty(SIZE, "int8"), STEPPERS)
     assert np.array_equal(whole.total, want)
     a, b, c = (add_all(empty(SIZE, "int8"), STEPPERS[start : start + 4]) for start in (8, 0, 4))
@@ -139,14 +140,14 @@ def test_one_update_of_steps_is_its_own_mean_exactly():
     one = steps(3)
     for weight in (1, 3, 4096):
         step = mean_step(add(empty(SIZE, "int8"), one, weight), 1.0)
-        assert np.array_equal(step[one.indices], one.units.astype(np.float64))
+        assert np.array_equal(step[one.indices], one.values.astype(np.float64))
         assert np.count_nonzero(step) == 12
 
 
 def test_steps_and_real_numbers_never_meet_in_a_sum():
-    with pytest.raises(RingError, match="in steps does not belong in a sum of float32"):
+    with pytest.raises(RingError, match="in lane int8 does not belong in a sum in lane float32"):
         add(empty(SIZE, FLOAT), steps(1), 1)
-    with pytest.raises(RingError, match="in sparse does not belong in a sum of int8"):
+    with pytest.raises(RingError, match="in lane float32 does not belong in a sum in lane int8"):
         add(empty(SIZE, "int8"), update(1), 1)
     with pytest.raises(RingError, match="different models"):
         merge(empty(SIZE, FLOAT), empty(SIZE, "int8"))
@@ -154,6 +155,6 @@ def test_steps_and_real_numbers_never_meet_in_a_sum():
 
 @pytest.mark.parametrize("unit", [0, 255, -255, -32768])
 def test_a_unit_out_of_bounds_is_refused(unit):
-    bad = Steps(2, np.array([1], np.uint32), np.array([unit], np.int16))
+    bad = Update("int8", 2, np.array([1], np.uint32), np.array([unit], np.int32))
     with pytest.raises(RingError, match="0 or larger than 254"):
         add(empty(2, "int8"), bad, 1)

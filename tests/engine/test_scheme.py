@@ -22,6 +22,7 @@ from engine.models.scheme import (
     reset_params,
     resolve,
     scales_of,
+    shapes_of,
     units_of,
 )
 from engine.models.shapes import check_shapes
@@ -154,6 +155,9 @@ def test_params_written_back_are_the_files_own_constants(path, train):
     params = params_of(graph, suffix)
     assert (params.shape, params.dtype) == ((suffix.num_params,), "int32" if suffix.lane == "int8" else "float32")
     assert len(scales_of(graph, suffix)) == len(units_of(graph, suffix)) == suffix.num_params
+    shapes = shapes_of(graph, suffix)
+    changing = [t for layer in suffix.layers for t in (layer.weights, layer.bias) if t != ABSENT]
+    assert [rows * columns for rows, columns in shapes] == [graph.tensors[t].data.size for t in changing]
     assert np.array_equal(load_params(suffix, dump_params(suffix, params)), params)
     changed = constants_of(graph, suffix, params)
     assert set(changed) == {t for layer in suffix.layers for t in (layer.weights, layer.bias)} - {ABSENT}
@@ -197,6 +201,11 @@ def test_a_share_takes_the_channels_with_the_largest_real_norm(lane, divisor):
         count = weights.shape[-1] // divisor
         assert layer.channels == largest(weights.data, weights.scale, axis, count)
         assert layer.num_weights == math.prod(weights.shape[:-1]) * count
+        # rows are output channels, but of a depthwise layer what is left of the columns, its channels
+        rest = layer.num_weights // count if axis == 3 else weights.shape[0]
+        table = (rest, layer.num_weights // rest)
+        assert table in shapes_of(graph, suffix)
+        assert axis != 3 or table[1] == count
 
 
 def test_equal_channels_are_taken_from_the_lowest_and_never_none():
@@ -558,5 +567,6 @@ def test_a_graph_that_is_bent_anyhow_resolves_or_is_refused_with_a_sentence(data
             continue
         params = params_of(graph, suffix)
         assert len(params) == len(scales_of(graph, suffix)) == len(units_of(graph, suffix)) == suffix.num_params
+        assert sum(rows * columns for rows, columns in shapes_of(graph, suffix)) == suffix.num_params
         assert np.array_equal(load_params(suffix, dump_params(suffix, params)), params)
         constants_of(graph, suffix, reset_params(graph, suffix, 1))

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from broker.registry import First
 from broker.rows import StoredUpdate
-from engine.codec.sparse import compress
+from engine.codec import payload
+from engine.codec.update import Update as Sparse
 from firmware_sim import summary
 from firmware_sim.central import Central
 from firmware_sim.chaos import Blow
@@ -23,7 +24,8 @@ from wire import chunks
 from wire.messages import Manifest, Update
 
 FILE = chunks.split("params.bin", bytes(4))
-PAYLOAD, _ = compress(np.arange(1000, dtype=np.float32) / 1000, 10, 4)
+SENT = Sparse("float32", 1000, np.arange(990, 1000, dtype=np.uint32), np.linspace(0.99, 1, 10, dtype=np.float32))
+PAYLOAD = payload.encode(SENT, [(10, 100)], value_bits=4, coding="rice").payload
 WISH = Wish("demo", "toy", b"", Shares({}, (np.zeros(0), np.zeros(0))), Recipe(1, 1, 0.1, 0.0, 0.01, 4), 3, 7)  # type: ignore[arg-type]
 
 
