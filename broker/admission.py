@@ -1,7 +1,7 @@
 """The gate before the store: does an update's payload hold what its plan allows?
 
 Whatever passes can be added: values within the sum's bounds, at indices of this model, no more of them than the plan
-says, in a format of the plan's numbers. So nothing in the store can keep a round from closing.
+says, in a coding that it allows. So nothing in the store can keep a round from closing.
 """
 
 from __future__ import annotations
@@ -9,16 +9,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.codec.header import CodecError
-from engine.codec.payload import decode, lane_of
+from engine.codec.payload import decode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from engine.frame import Frame
     from wire.messages import Plan
 
 
-def admit(payload: bytes, plan: Plan) -> str | None:
-    """The reason why `payload` is refused, as a sentence; None when it is good."""
-    try:
-        decode(payload, lane_of(plan.value_bits), size=plan.num_params, k_max=plan.keep_count)
-    except CodecError as error:
-        return str(error)
-    return None
+def gate(frame_under: Callable[[Plan], Frame]) -> Callable[[bytes, Plan], str | None]:
+    """Make the gate of a model: `frame_under` says how a plan's updates are to be read.
+
+    It takes a payload and its plan and returns the reason why it is refused, as a sentence; None when it is good.
+    """
+
+    def admit(payload: bytes, plan: Plan) -> str | None:
+        frame = frame_under(plan)
+        try:
+            decode(payload, frame.shapes, lane=frame.lane, k_max=plan.keep_count, coding=plan.coding)
+        except CodecError as error:
+            return str(error)
+        return None
+
+    return admit

@@ -10,12 +10,13 @@ import difflib
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeAlias, get_type_hints
+from typing import Annotated, Any, Final, Literal, TypeAlias, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
 
-from wire.messages import FleetId, Name, Train  # noqa: TC001 - msgspec reads the annotations
+from wire.limits import UPDATE_PAYLOAD_BYTES_MAX
+from wire.messages import FleetId, Name, Train, Url  # noqa: TC001 - msgspec reads the annotations
 from wire.topics import TopicError, check_name
 
 EMBEDDED: Final = "embedded"
@@ -43,6 +44,23 @@ class Mqtt(Struct, frozen=True):
     ca_file: str = ""
     cert_file: str = ""
     key_file: str = ""
+
+
+class Http(Struct, frozen=True):
+    """Where model files are besides, by HTTP range requests: what devices are told, and what we serve ourselves."""
+
+    url: Url = ""  # how devices reach them: https://host:8443; empty: over MQTT alone
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 0  # where we serve them; 0: somebody else does, or nobody
+    bind: str = "127.0.0.1"  # of ours; empty: every address of this machine
+    cert_file: str = ""  # with key_file: HTTPS
+    key_file: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse halves."""
+        if self.port and not self.url:
+            raise ValueError("a port without a url: say how devices reach it, as in https://broker.example:8443")
+        if bool(self.cert_file) != bool(self.key_file):
+            raise ValueError("a certificate needs its key: set cert_file and key_file, or neither")
 
 
 class StoreFile(Struct, frozen=True):
@@ -73,7 +91,11 @@ class Recipe(Struct, frozen=True):
     momentum: float = 0.9
     clip_norm: float = 10.0
     keep_rate: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.01  # share of the parameters that one update carries
-    value_bits: Annotated[int, Meta(ge=1, le=8)] = 4  # of a float model's values; an int8 model's are exact
+    value_bits: Annotated[int, Meta(ge=0, le=8)] = 0  # of a value; 0: an int8 model's are exact, a float model's have 4
+    coding: Literal["rice", "context"] = "context"
+    update_bytes_max: Annotated[int, Meta(ge=0, le=UPDATE_PAYLOAD_BYTES_MAX)] = 0  # 0: keep_rate decides
+    momentum_correction: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.0
+    residual_decay: Annotated[float, Meta(ge=0.0, le=1.0)] = 1.0
     seed: Annotated[int, Meta(ge=0, le=2**53)] = 1
     num_examples_min: Count = 1
     num_examples_max: Annotated[int, Meta(ge=1, le=4096)] = 4096
@@ -100,6 +122,8 @@ class Aggregate(Struct, frozen=True):
 
     rule: str = "fedavg"
     learning_rate: Annotated[float, Meta(gt=0.0, le=100.0)] = 1.0
+    publish_rate: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0  # share of the parameters that a version changes for
+    # devices; what is held back comes with a later one. 0: four for each that an update carries
 
 
 class Config(Struct, frozen=True):
@@ -108,6 +132,7 @@ class Config(Struct, frozen=True):
     fleet: Fleet
     model: Model
     mqtt: Mqtt = Mqtt()
+    http: Http = Http()
     store: StoreFile = StoreFile()
     key: KeyFile = KeyFile()
     plan: Recipe = Recipe()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from broker import cohort, rounds
+from broker import cohort, rounds, serving
 from broker.effects import (
     Aggregate,
     Aggregated,
@@ -35,7 +35,6 @@ from broker.effects import (
     Received,
     RoundRow,
     RoundsRead,
-    SendChunk,
     Snapshot,
     StoreEpoch,
     StoreRound,
@@ -46,14 +45,10 @@ from broker.effects import (
 )
 from broker.rounds import Round
 from broker.sessions import Sessions
-from wire import chunks, envelope, topics
-from wire.limits import WANT_CHUNKS_MAX
+from wire import envelope, topics
 from wire.messages import (
-    MODEL_FILE,
-    PARAMS_FILE,
     Birth,
     Death,
-    Manifest,
     Message,
     Offer,
     State,
@@ -68,6 +63,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from broker.voice import Identity
+    from wire.messages import Manifest, Plan
 
 SETTLE_MS: Final = 5_000  # after a new epoch, how long births may take before absence means absence
 RETRY_MS: Final = 10_000
@@ -92,6 +88,7 @@ class Coordinator:
         self._last = dict(snapshot.last)
         self._pending = {(p.device_id, p.round_id): p for p in snapshot.pending}
         self._manifest = snapshot.manifest
+        self._told_plan: Plan | None = None  # what everyone is known to have been told, and is retained; None: unknown
         self._rounds = {row.round_id: row for row in snapshot.rounds if row.status != "waiting"}
         self._waiting = rounds.in_order(row for row in snapshot.rounds if row.status == "waiting")
         self._up = False
@@ -157,7 +154,7 @@ class Coordinator:
     def _on_connected(self, now_ms: int) -> list[Effect]:
         # The MQTT server may have lost what it retained, and births may have passed before we subscribed:
         # say everything again, under a new epoch that asks for births.
-        self._up = True
+        self._up, self._told_plan = True, None
         self._epoch += 1
         self._settled_at_ms = now_ms + SETTLE_MS
         if self._round is not None and not self._round.closing:
@@ -166,8 +163,8 @@ class Coordinator:
         if self._manifest is not None:
             effects.append(self._id.share(self._manifest))
         if self._round is not None:
-            effects.append(self._id.share(self._round.row.plan))
-        return [*effects, self._id.share(self._state(online=True)), *self._open_next(now_ms)]
+            effects.append(self._tell_plan(self._round.row.plan))
+        return [*effects, *self._open_or_idle(now_ms)]
 
     def _on_fleet_read(self, fleet: dict[str, str], now_ms: int) -> list[Effect]:
         knocked = bool(self._strangers & fleet.keys())
@@ -192,7 +189,7 @@ class Coordinator:
             current.extend(now_ms)
             current.draw_again()
             if self._manifest is not None:  # what was retained may be lost or overwritten, and nobody can tell us
-                effects += [self._id.share(self._manifest), self._id.share(current.row.plan)]
+                effects += [self._id.share(self._manifest), self._tell_plan(current.row.plan)]
             effects += self._invite(self._sessions.present(), now_ms)
         return effects
 
@@ -227,9 +224,10 @@ class Coordinator:
             case Update():
                 return self._on_update(device_id, message, sealed, now_ms)
             case Want():
-                return self._on_want(device_id, message)
+                return serving.answer(message, self._manifest, self._id.fleet, device_id)
             case Telemetry():
-                return [StoreSeen(device_id, present=True, work=message.work, reason=message.reason)]
+                work, reason, traffic = message.work, message.reason, message.traffic
+                return [StoreSeen(device_id, present=True, work=work, reason=reason, traffic=traffic)]
             case _:
                 return []
 
@@ -289,14 +287,6 @@ class Coordinator:
         reason = self._id.admit(update.payload, row.plan)
         return ("accepted", "") if reason is None else ("refused", reason)
 
-    def _on_want(self, device_id: str, want: Want) -> list[Effect]:
-        file = next((f for f in self._manifest.files if f.digest == want.digest), None) if self._manifest else None
-        if file is None:
-            return []
-        topic = topics.dn(self._id.fleet, device_id, "chunk")
-        indexes = [i for r in want.ranges for i in range(r.first, min(r.first + r.count, len(file.chunk_digests)))]
-        return [SendChunk(topic, file, index) for index in indexes[:WANT_CHUNKS_MAX]]
-
     # Rounds
 
     def _resume(self) -> None:
@@ -318,12 +308,17 @@ class Coordinator:
         row = msgspec.structs.replace(waiting, status="open", plan=plan, base_version=self._manifest.model_version)
         self._remember(row)
         self._round = Round(row, now_ms)
-        effects: list[Effect] = [StoreRound(row), self._id.share(row.plan)]
-        return [
-            *effects,
-            self._id.share(self._state(online=True)),
-            *self._invite(self._sessions.present(), now_ms),
-        ]
+        plan_told: list[Effect] = [] if row.plan == self._told_plan else [self._tell_plan(row.plan)]
+        state = self._id.share(self._state(online=True))
+        return [StoreRound(row), *plan_told, state, *self._invite(self._sessions.present(), now_ms)]
+
+    def _open_or_idle(self, now_ms: int) -> list[Effect]:
+        """Open the round that waits, or say that none is open: in either case everyone hears one new state."""
+        return self._open_next(now_ms) or [self._id.share(self._state(online=True))]
+
+    def _tell_plan(self, plan: Plan) -> Effect:
+        self._told_plan = plan
+        return self._id.share(plan)
 
     def _left(self, device_id: str) -> None:
         if self._round is not None:
@@ -360,36 +355,31 @@ class Coordinator:
             return []
         if done.model and len(self._pending) > len(self._members):
             return [self._aggregate(current, manifest)]  # one came meanwhile: it counts in the old scales, too
-        version = manifest.model_version + 1
-        changed = {PARAMS_FILE: done.params} | ({MODEL_FILE: done.model} if done.model else {})
-        kept = tuple(file for file in manifest.files if file.name not in changed)
-        self._manifest = Manifest(
-            model=manifest.model,
-            model_version=version,
-            parent_version=manifest.model_version,
-            num_params=manifest.num_params,
-            files=(*kept, *(chunks.split(name, content) for name, content in changed.items())),
-            scale_epoch=manifest.scale_epoch + bool(done.model),
-        )
-        row = msgspec.structs.replace(current.row, status="closed", model_version=version)
+        self._manifest = serving.manifest_after(manifest, done)
+        row = msgspec.structs.replace(current.row, status="closed", model_version=self._manifest.model_version)
         self._remember(row)
-        self._round = None
+        self._end_round(current)
         for member in self._members:
             del self._pending[member.device_id, member.round_id]
         commit = CommitRound(row, self._manifest, done, self._members)
-        effects: list[Effect] = [commit, self._id.share(self._manifest)]
-        return [*effects, self._id.share(self._state(online=True)), *self._open_next(now_ms)]
+        told: list[Effect] = [commit, self._id.share(self._manifest)]
+        return [*told, *self._open_or_idle(now_ms)]
 
     def _end_unwanted(self, now_ms: int) -> list[Effect]:
         """Close the round that nobody wants, unless its sum is under way. What is stored of it stays pending."""
         current = self._round
         if current is None or current.closing or not current.is_unwanted:
             return []
-        self._round, self._retry_at_ms = None, None
+        self._end_round(current)
+        self._retry_at_ms = None
         row = msgspec.structs.replace(current.row, status="closed", model_version=current.row.base_version)
         self._remember(row)
-        told = [self._id.share(self._state(online=True))] if self._up else []
-        return [StoreRound(row), *told, *self._open_next(now_ms)]
+        return [StoreRound(row), *(self._open_or_idle(now_ms) if self._up else [])]
+
+    def _end_round(self, current: Round) -> None:
+        self._round = None
+        if current.lacks_somebody():  # who may lack the plan: what is retained may have been lost or overwritten
+            self._told_plan = None
 
     def _remember(self, row: RoundRow) -> None:
         self._rounds[row.round_id] = row

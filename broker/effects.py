@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
-from wire.messages import File, Manifest, Plan
+from wire.messages import File, Manifest, Plan, Traffic
 
 
 class RoundRow(Struct, frozen=True):
@@ -108,7 +108,8 @@ class Aggregated(Struct, frozen=True):
     accuracy: float | None  # on the coordinator's own held-out set, where it has one
     loss: float | None
     remainder: bytes = b""  # of the master (engine.master): kept with the version, and never sent
-    model: bytes = b""  # a new base file, in whose scales the parameters are; empty: the base stays
+    model: bytes = b""  # a new base file, in whose scales the parameters are and which holds them; empty: it stays
+    patch: bytes = b""  # what makes them of the version before (engine.codec.patch); empty: nothing does
 
 
 class AggregateFailed(Struct, frozen=True):
@@ -143,6 +144,19 @@ class SendChunk(Struct, frozen=True):
     index: int
 
 
+class SendPatch(Struct, frozen=True):
+    """Make what turns `base_version`'s parameters into `file`, seal it, publish it; where it does not pay, `otherwise`.
+
+    It pays when it fits one message and is smaller than those chunks.
+    """
+
+    topic: str
+    file: File  # the parameters of `model_version`
+    base_version: int
+    model_version: int
+    otherwise: tuple[SendChunk, ...]
+
+
 class StoreEpoch(Struct, frozen=True):
     """Remember the epoch before anyone hears of it."""
 
@@ -159,6 +173,7 @@ class StoreSeen(Struct, frozen=True):
     model_version: int = 0
     work: str = ""
     reason: str = ""
+    traffic: Traffic | None = None  # its account of bytes, where it gave one
 
 
 class StoreUpdate(Struct, frozen=True):
@@ -192,4 +207,6 @@ class CommitRound(Struct, frozen=True):
     members: tuple[Pending, ...]
 
 
-Effect: TypeAlias = Publish | SendChunk | StoreEpoch | StoreSeen | StoreUpdate | StoreRound | Aggregate | CommitRound
+Effect: TypeAlias = (
+    Publish | SendChunk | SendPatch | StoreEpoch | StoreSeen | StoreUpdate | StoreRound | Aggregate | CommitRound
+)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
-from broker.config import EMBEDDED, Aggregate, KeyFile, Recipe, Round, StoreFile, parse
-from broker.plans import plan_of
+from broker.config import EMBEDDED, Aggregate, Http, KeyFile, Recipe, Round, StoreFile, parse
+from broker.plans import FLOAT_BITS, plan_of
 from broker.registry import first_version
 from broker.store import Store
 from engine.frame import frame_of
@@ -59,7 +59,11 @@ learning_rate = {plan.learning_rate}
 momentum = {plan.momentum}
 clip_norm = {plan.clip_norm}              # a longer delta is shrunk to this length
 keep_rate = {plan.keep_rate}              # the share of the parameters that one update carries
-value_bits = {plan.value_bits}                # of a float model's values; an int8 model's steps are sent exactly
+value_bits = {plan.value_bits}                # of a value; 0: all in an int8 model, {float_bits} in a float one
+coding = "{plan.coding}"            # half the bytes; "rice" costs us a hundredth of the time to read
+update_bytes_max = {plan.update_bytes_max}          # a device sends fewer values to keep below it; 0: keep_rate decides
+momentum_correction = {plan.momentum_correction}     # of what a device still owes; 0: none
+residual_decay = {plan.residual_decay}          # what is left of it for each version that the device missed
 seed = {plan.seed}
 num_examples_min = {plan.num_examples_min}          # a device with fewer labelled examples stays out
 num_examples_max = {plan.num_examples_max}       # no device weighs more than this
@@ -77,6 +81,14 @@ data = {evaluate}                     # .npz with x (windows) and y (labels); em
 [aggregate]
 rule = "{aggregate.rule}"
 learning_rate = {aggregate.learning_rate}
+publish_rate = {aggregate.publish_rate}            # share of the parameters that a version changes; 0: 2 x keep_rate
+
+[http]                        # model files by HTTP range requests, beside MQTT
+url = ""                      # how devices reach them, as in https://broker.example:8443; empty: over MQTT alone
+port = 0                      # serve them here; 0: another server does, at url/SHA-256
+bind = "{http.bind}"            # of our port; empty: every address
+# cert_file = "http.pem"      # with its key: HTTPS
+# key_file = "http-key.pem"
 """
 
 
@@ -141,4 +153,6 @@ def _write(directory: Path, wishes: Wishes, first: First) -> Founded:
 def _text(wishes: Wishes) -> str:
     # a JSON string is a TOML string
     quoted = {key: json.dumps(getattr(wishes, key)) for key in ("fleet", "mqtt", "name", "train", "evaluate")}
-    return _CONFIG.format(**quoted, plan=Recipe(), round=Round(), aggregate=Aggregate())
+    return _CONFIG.format(
+        **quoted, plan=Recipe(), round=Round(), aggregate=Aggregate(), http=Http(), float_bits=FLOAT_BITS
+    )

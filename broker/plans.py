@@ -1,7 +1,8 @@
 """The plan that devices are told: the configured recipe, and what the model itself demands of it.
 
-The model decides how its updates are coded (whole steps or rounded real numbers) and how much memory its training
-takes, both known exactly beforehand; the operator decides the rest.
+The model decides what an update's values are (whole units or real numbers), and how much memory its training takes,
+both known exactly beforehand; the operator decides the rest. Where he asks for no rounding, a float model's values have
+FLOAT_BITS all the same: real numbers have no shorter exact form.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
     from engine.frame import Frame
     from wire.messages import Manifest
 
-UNIT_BITS_MAX = 10  # of a whole step, whatever it is: the code's parameter 7 needs no more
+FLOAT_BITS = 4
+UNIT_BITS_MAX = 10  # of a whole unit, its sign included: the magnitude code's parameter 7 needs no more
 
 
-def plan_of(config: Config, manifest: Manifest, frame: Frame, **changes: float) -> Plan:
+def plan_of(config: Config, manifest: Manifest, frame: Frame, **changes: float | str) -> Plan:
     """The plan of the configured recipe for the model in `manifest`; `changes` are fields of config.Recipe.
 
     Raises ConfigError when a bound of the contract does not hold, or when an update would not fit into a message.
@@ -40,7 +42,7 @@ def plan_of(config: Config, manifest: Manifest, frame: Frame, **changes: float) 
         momentum=float(recipe.momentum),
         clip_norm=float(recipe.clip_norm),
         keep_count=max(1, round(recipe.keep_rate * manifest.num_params)),
-        value_bits=0 if frame.lane == "int8" else recipe.value_bits,
+        value_bits=recipe.value_bits or (0 if frame.lane == "int8" else FLOAT_BITS),
         seed=recipe.seed,
         num_examples_min=recipe.num_examples_min,
         num_examples_max=recipe.num_examples_max,
@@ -48,6 +50,10 @@ def plan_of(config: Config, manifest: Manifest, frame: Frame, **changes: float) 
         trainer_ms_max=recipe.trainer_s_max * 1000,
         scale_epoch=manifest.scale_epoch,
         trainer_arena_bytes=memory_of(frame.graph, frame.suffix, recipe.batch_size, float(recipe.momentum)),
+        coding=recipe.coding,
+        update_bytes_max=recipe.update_bytes_max,
+        momentum_correction=float(recipe.momentum_correction),
+        residual_decay=float(recipe.residual_decay),
     )
     try:
         encode(plan)
@@ -58,11 +64,15 @@ def plan_of(config: Config, manifest: Manifest, frame: Frame, **changes: float) 
 
 
 def _check_size(plan: Plan) -> None:
-    """Refuse a plan whose update could not be sent: the device would train in vain."""
-    gap_bits = 2 + (plan.num_params // plan.keep_count).bit_length()  # Golomb-Rice, never more than this
-    bytes_max = plan.keep_count * (gap_bits + (plan.value_bits or UNIT_BITS_MAX)) // 8 + 32
-    if bytes_max > UPDATE_PAYLOAD_BYTES_MAX:
-        mend = "lower keep_rate or value_bits" if plan.value_bits else "lower keep_rate"
+    """Refuse a plan whose update could not be sent: the device would train in vain.
+
+    A device that is given a budget keeps to it. No coding takes more than Golomb-Rice over the whole model does.
+    """
+    gap_bits = 2 + (plan.num_params // plan.keep_count).bit_length()
+    value_bits = plan.value_bits + 1 if plan.value_bits else UNIT_BITS_MAX
+    bytes_max = plan.keep_count * (gap_bits + value_bits) // 8 + 32
+    if bytes_max > UPDATE_PAYLOAD_BYTES_MAX and not plan.update_bytes_max:
+        mend = "lower keep_rate or value_bits, or set update_bytes_max"
         raise ConfigError(
             f"an update of {plan.keep_count} values may need {bytes_max} bytes, and {UPDATE_PAYLOAD_BYTES_MAX} fit "
             f"into a message: {mend}"

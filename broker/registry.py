@@ -2,7 +2,8 @@
 
 A version is a manifest and the files it names. `model.tflite` is the base, the same for all versions of a scale epoch,
 so a device fetches it once; `params.bin` holds the trainable numbers as the base stores them, all that a round changes.
-What leaves is one file again, the base with the version's numbers in their places.
+The base holds the numbers of the version that opened its epoch: who has it fetches no params.bin whole. What leaves is
+one file again, the base with the version's numbers in their places.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from engine import master
 from engine.frame import frame_of
 from engine.models import tflite
 from engine.models.scheme import constants_of, params_of, reset_params
+from engine.rescale import grown
 from wire import chunks
 from wire.messages import MODEL_FILE, PARAMS_FILE, Manifest, encode
 
@@ -45,10 +47,16 @@ def first_version(model: bytes, name: str, train: str, reset_seed: int | None) -
     else:
         params = reset_params(frame.graph, frame.suffix, reset_seed)
     numbers = master.first(frame, params)
-    files = (chunks.split(MODEL_FILE, model), chunks.split(PARAMS_FILE, numbers.published))
-    manifest = Manifest(name, 1, 0, frame.suffix.num_params, files)
+    while reset_seed is not None and (larger := grown(frame, numbers)) is not None:
+        frame, numbers = (
+            larger  # fresh numbers crowd small scales: better now than after a round, when all have the file
+        )
+    holding = frame.holding(numbers.published)  # None: fresh numbers, and of their channels others would train
+    base = frame.model if holding is None else holding.model
+    files = (chunks.split(MODEL_FILE, base), chunks.split(PARAMS_FILE, numbers.published))
+    manifest = Manifest(name, 1, 0, frame.suffix.num_params, files, base_version=0 if holding is None else 1)
     encode(manifest)  # a name or a size that no message may carry is refused here
-    return First(manifest, {files[0].digest: model, files[1].digest: numbers.published}, numbers.remainder)
+    return First(manifest, {files[0].digest: base, files[1].digest: numbers.published}, numbers.remainder)
 
 
 def model_of(manifest: Manifest, blob: Callable[[bytes], bytes]) -> bytes:

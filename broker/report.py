@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from wire.messages import Traffic
+
 INK, QUIET, GRID = "#24292f", "#6e7781", "#d8dee4"
 BLUE, ORANGE, GREEN, RED = "#2563a8", "#c9701a", "#3a7d44", "#b3261e"
 WIDTH_IN: Final = 8.6
 DPI: Final = 144
+PURPOSES: Final = ("update", "retry", "model", "telemetry", "control", "transport")
 GRID_LABELS_MAX: Final = 40  # device names that fit beside the participation plot
 
 
@@ -58,6 +61,7 @@ class History(msgspec.Struct, frozen=True):
 
     devices: tuple[str, ...]
     steps: tuple[Step, ...]
+    purposes: tuple[tuple[str, int], ...] = ()  # bytes of all devices since they were enrolled, as they count them
 
 
 class Mark(msgspec.Struct, frozen=True):
@@ -106,7 +110,13 @@ def read_history(store: Store) -> History:
         if row.round_id
     ]
     devices = set(store.fleet()) | {member.device_id for step in steps for member in step.members}
-    return History(tuple(sorted(devices)), tuple(steps))
+    told = [account for account, _when in store.traffic().values()]
+    purposes = [(name, sum(_bytes_for(name, account) for account in told)) for name in PURPOSES if told]
+    return History(tuple(sorted(devices)), tuple(steps), tuple(purposes))
+
+
+def _bytes_for(purpose: str, account: Traffic) -> int:
+    return sum(value for name, value in msgspec.structs.asdict(account).items() if name.startswith(f"{purpose}_"))
 
 
 def render(history: History, out_dir: Path, extra: Extra | None = None) -> Path:
@@ -122,7 +132,8 @@ def render(history: History, out_dir: Path, extra: Extra | None = None) -> Path:
     except ImportError as error:
         raise ReportError("the report needs matplotlib: pip install hedgerow[sim]") from error
     out_dir.mkdir(parents=True, exist_ok=True)
-    history = History(history.devices, tuple(_measured(step, extra) for step in history.steps))
+    measured = tuple(_measured(step, extra) for step in history.steps)
+    history = msgspec.structs.replace(history, steps=measured)
     parts = []
     for name, heading, draw, describe in _plots():
         path = out_dir / f"{name}.png"
@@ -405,11 +416,13 @@ def _rows(history: History, extra: Extra) -> Sequence[tuple[str, str]]:
     if extra.rows:
         return extra.rows
     counted = sum(len(step.members) for step in history.steps)
+    purposes = ", ".join(f"{name} {size / 1000:.1f} kB" for name, size in history.purposes)
     return (
         ("devices", str(len(history.devices))),
         ("rounds closed", str(len(history.steps))),
         ("newest model version", str(history.steps[-1].version)),
         ("updates counted", str(counted)),
+        ("bytes on devices' links", purposes or "no device has told yet"),
     )
 
 

@@ -76,6 +76,10 @@ class Round:
             return False
         return now_ms >= self.ends_at_ms or not self._awaited
 
+    def lacks_somebody(self) -> bool:
+        """Is a device that was invited, and is there, still to report?"""
+        return bool(self._awaited)
+
     def extend(self, now_ms: int) -> None:
         """Wait as long again, from now."""
         self.ends_at_ms = now_ms + self.row.lasts_ms

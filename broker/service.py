@@ -11,7 +11,6 @@ Each event that had effects becomes one line of key=value on the log.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import queue
 import random
@@ -19,9 +18,10 @@ import signal
 import time
 from typing import TYPE_CHECKING, Final
 
-from broker.admission import admit
+from broker import wiring
+from broker.admission import gate
 from broker.aggregate.rules import AggregateError, rule_named
-from broker.config import EMBEDDED, Config, ConfigError
+from broker.config import EMBEDDED, Config
 from broker.coordinator import Coordinator
 from broker.effects import (
     Aggregate,
@@ -35,6 +35,7 @@ from broker.effects import (
     Received,
     RoundsRead,
     SendChunk,
+    SendPatch,
     StoreEpoch,
     StoreRound,
     StoreSeen,
@@ -45,32 +46,29 @@ from broker.evaluate import EvaluateError, HeldOut
 from broker.evaluate import load as load_held_out
 from broker.log import new_reason, tell
 from broker.rows import Cost
+from broker.shelf import Shelf
 from broker.store import Store
-from broker.versions import frame_under, next_version
+from broker.versions import Frames, next_version
 from broker.voice import Identity
+from broker.wiring import ServiceError
+from engine.codec.header import CodecError
 from engine.models.graph import ModelError
-from wire import chunks, envelope, keys, topics
-from wire.link import Arrived, Link, LinkDown, LinkEvent, LinkUp
+from wire import envelope, keys, topics
+from wire.link import Arrived, LinkDown, LinkEvent, LinkUp
 from wire.log_line import line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from broker.effects import Event
     from broker.log import Told
     from broker.mqtt_server import Server
-    from wire.messages import Manifest
+    from wire.link import Link
+    from wire.messages import Manifest, Message
 
 POLL_S: Final = 0.5  # how soon the operator's wishes are seen
 INBOX_MAX: Final = 8_192  # messages that wait; more are dropped before anything is done for them
 EVENTS_MAX: Final = 64  # handled together, so that a burst of updates shares its disk flushes
-LINK_QUEUE_COUNT_MAX: Final = 65_536  # a round's offers to a large fleet leave at once
-LINK_QUEUE_BYTES_MAX: Final = 64 << 20
-
-
-class ServiceError(Exception):
-    """The coordinator cannot start, or cannot go on. One line."""
 
 
 def serve(config: Config, say: Callable[[str], None]) -> None:
@@ -79,18 +77,22 @@ def serve(config: Config, say: Callable[[str], None]) -> None:
     Raises ServiceError, StoreError, ConfigError, KeyTextError, AggregateError or EvaluateError, each one sentence.
     """
     store_path = config.path(config.store.path)
-    with _only_one(store_path), contextlib.ExitStack() as stack:
+    with wiring.only_one(store_path), contextlib.ExitStack() as stack:
         if not store_path.is_file():
             raise ServiceError(f"there is no store at {store_path}: make one with broker init")
         store = stack.enter_context(Store(store_path))
         service = Service(config, store, say)
         url, server = config.mqtt.url, None
         if url == EMBEDDED:
-            server = _embedded(config)
+            server = wiring.embedded(config)
             stack.callback(server.stop)
             url = server.url
             say(line("mqtt-server", url=url, name=server.name, version=server.version, server_pid=server.pid))
-        service.run(_link(config, url, service), server)
+        if config.http.port:
+            files = wiring.file_server(config, store_path)
+            stack.callback(files.stop)
+            say(line("http-server", url=config.http.url, port=files.port))
+        service.run(wiring.link(config, url, service.coordinator.last_will, service.post), server)
 
 
 class Service:
@@ -101,20 +103,23 @@ class Service:
         self._say = say
         self._fleet = config.fleet.id
         self._rule = rule_named(config.aggregate.rule)
-        self._learning_rate = config.aggregate.learning_rate
+        self._config = config
         self._sign = keys.load_signer(config.path(config.key.file))
         self._store_counter = store.change_counter()
         snapshot = store.snapshot()
         if snapshot.manifest is None:
             raise ServiceError(f"{store.path} holds no model: make a new directory with broker init")
         self._enrolled = snapshot.fleet
-        self._held_out = _held_out(config, snapshot.manifest, store)
+        self._manifest = snapshot.manifest  # the newest version's, as the store has it
+        self._frames = Frames(store)
+        self._held_out = _held_out(config, snapshot.manifest, self._frames)
         # what may be guessed about draws and pauses must not be known beforehand: seeded by the operating system
         chance = random.Random(os.urandom(16))  # noqa: S311
-        identity = Identity(self._fleet, self._sign, keys.verifier, admit)
+        admit = gate(lambda plan: self._frames.under(self._manifest, plan.train))
+        identity = Identity(self._fleet, self._sign, keys.verifier, admit, config.http.url.rstrip("/"))
         self.coordinator = Coordinator(identity, snapshot, chance)
         self._inbox: queue.SimpleQueue[LinkEvent | None] = queue.SimpleQueue()
-        self._files: dict[bytes, bytes] = {}  # of the newest version, as devices ask for them
+        self._shelf = Shelf(store)
         self._stopping = False
         self._ready = False
         self._poll_at_s = 0.0
@@ -181,8 +186,8 @@ class Service:
         self._poll_at_s = time.monotonic() + POLL_S
         if not self._link.is_alive():
             raise ServiceError("the link's thread has ended, which is a fault of ours")
-        if server is not None and not _runs(server):
-            _restart(server)
+        if server is not None and not wiring.is_running(server):
+            wiring.restart(server)
             self._say(line("mqtt-server", url=server.url, name=server.name, server_pid=server.pid))
         counter = self._store.change_counter()
         if counter == self._store_counter:
@@ -228,7 +233,9 @@ class Service:
             case Publish(topic=topic, payload=payload, retain=retain):
                 self._link.publish(topic, payload, retain)
             case SendChunk():
-                self._send_chunk(effect)
+                self._say_sealed(effect.topic, self._shelf.chunk(effect))
+            case SendPatch():
+                self._send_patch(effect)
             case Aggregate():
                 self._perform(self._handle(self._aggregate(effect)))
             case StoreEpoch(epoch=epoch):
@@ -245,17 +252,25 @@ class Service:
             case CommitRound():
                 self._commit(effect)
 
-    def _send_chunk(self, effect: SendChunk) -> None:
-        digest = effect.file.digest
-        if digest not in self._files:
-            self._files[digest] = self._store.blob(digest)
-        chunk = chunks.chunk_at(self._files[digest], effect.file, effect.index)
-        self._link.publish(effect.topic, envelope.seal(chunk, effect.topic, self._sign))
+    def _send_patch(self, effect: SendPatch) -> None:
+        device, train = topics.parse(effect.topic).device_id, self._config.model.train
+        patch = self._shelf.patch(effect, self._frames.under(self._manifest, train))
+        if patch is None:
+            told = (line("chunk", device=device, file=part.file.name, index=part.index) for part in effect.otherwise)
+            self._perform([each for pair in zip(effect.otherwise, told, strict=True) for each in pair])
+            return
+        self._say_sealed(effect.topic, patch)
+        known = {"base_version": effect.base_version, "version": effect.model_version, "bytes": len(patch.payload)}
+        self._say(line("patch", device=device, **known))
+
+    def _say_sealed(self, topic: str, message: Message) -> None:
+        self._link.publish(topic, envelope.seal(message, topic, self._sign))
 
     def _aggregate(self, effect: Aggregate) -> Aggregated | AggregateFailed:
         try:
-            made = next_version(effect, self._store, self._rule, self._learning_rate, self._held_out)
-        except (AggregateError, EvaluateError, ModelError) as error:
+            recipe = self._config.aggregate
+            made = next_version(effect, self._store, self._rule, recipe, frames=self._frames, held_out=self._held_out)
+        except (AggregateError, CodecError, EvaluateError, ModelError) as error:
             self._say(line("aggregate-failed", round=effect.round_id, reason=str(error)))
             return AggregateFailed(effect.round_id, str(error))
         if made.held_count:
@@ -267,7 +282,8 @@ class Service:
         # what the link receives went up from the devices, what it sends goes down to them
         cost = Cost(self._link.bytes_down - link_down, self._link.bytes_up - link_up, time.monotonic() - since)
         self._store.apply(effect, cost)
-        self._files.clear()
+        self._manifest = effect.manifest
+        self._shelf.forget()
         if effect.made.model:
             self._say(line("rescaled", round=effect.row.round_id, scale_epoch=effect.manifest.scale_epoch))
         self._say(
@@ -276,6 +292,7 @@ class Service:
                 round=effect.row.round_id,
                 version=effect.manifest.model_version,
                 members=len(effect.members),
+                patch_bytes=len(effect.made.patch),
                 accuracy="none" if effect.made.accuracy is None else f"{effect.made.accuracy:.4f}",
                 bytes_up=cost.bytes_up,
                 bytes_down=cost.bytes_down,
@@ -320,79 +337,7 @@ def _now_ms() -> int:
     return time.monotonic_ns() // 1_000_000
 
 
-def _runs(server: Server) -> bool:
-    from broker.mqtt_server import MqttServerError
-
-    try:
-        return server.pid > 0
-    except MqttServerError:
-        return False
-
-
-def _restart(server: Server) -> None:
-    from broker.mqtt_server import MqttServerError
-
-    try:
-        server.restart()
-    except MqttServerError as error:
-        raise ServiceError(f"the MQTT server ended and cannot be started again: {error}") from error
-
-
-def _embedded(config: Config) -> Server:
-    from broker.mqtt_server import MqttServerError, start
-
-    try:
-        return start(config.path("mqtt"), port=config.mqtt.port or None)
-    except MqttServerError as error:
-        raise ServiceError(str(error)) from error
-
-
-def _held_out(config: Config, manifest: Manifest, store: Store) -> HeldOut | None:
+def _held_out(config: Config, manifest: Manifest, frames: Frames) -> HeldOut | None:
     if not config.evaluate.data:
         return None
-    return load_held_out(config.path(config.evaluate.data), frame_under(manifest, config.model.train, store))
-
-
-def _link(config: Config, url: str, service: Service) -> Link:
-    mqtt = config.mqtt
-
-    def file(name: str) -> Path | None:
-        return config.path(name) if name else None
-
-    try:
-        password = config.path(mqtt.password_file).read_text("utf-8").rstrip("\n") if mqtt.password_file else None
-        return Link(
-            url,
-            f"{config.fleet.id}-coordinator",  # fixed: the MQTT server lets only one of that name stay
-            filters=topics.coordinator_filters(config.fleet.id),
-            will=service.coordinator.last_will,
-            will_retain=True,  # else a device that comes later reads that we are online
-            post=service.post,
-            jitter=random.Random(os.urandom(16)),  # noqa: S311
-            username=mqtt.username or None,
-            password=password,
-            ca_file=file(mqtt.ca_file),
-            cert_file=file(mqtt.cert_file),
-            key_file=file(mqtt.key_file),
-            queue_count_max=LINK_QUEUE_COUNT_MAX,
-            queue_bytes_max=LINK_QUEUE_BYTES_MAX,
-        )
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"[mqtt]: {error}") from error
-
-
-@contextlib.contextmanager
-def _only_one(store_path: Path) -> Iterator[None]:
-    """Hold the lock beside the store; the kernel lets go of it when the process ends, however it ends."""
-    lock_path = store_path.with_name(f".{store_path.name}.lock")
-    try:
-        descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ServiceError(f"cannot lock {lock_path}: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise ServiceError(f"another broker serve has {store_path}: one coordinator a fleet") from error
-    finally:
-        os.close(descriptor)
+    return load_held_out(config.path(config.evaluate.data), frames.under(manifest, config.model.train))

@@ -84,6 +84,12 @@ class Sqlite:
         """Read `columns` from `rest`, which begins with a table's name."""
         return self.rows(f"{_SELECT} {columns} FROM {rest}", values)
 
+    def part(self, table: str, column: str, row: int, start: int, count: int) -> bytes:
+        """Read `count` bytes of the BYTEA in a column of the row with this rowid, from `start` on, and not the rest."""
+        with self._telling("read"), self._db.blobopen(table, column, row, readonly=True) as blob:
+            blob.seek(start)
+            return blob.read(count)
+
     def insert(self, table: str, row: Mapping[str, object], then: str = "") -> int:
         """Write one row, and do `then` on a conflict; return how many rows changed."""
         places = ", ".join(f":{name}" for name in row)

@@ -31,7 +31,7 @@ from broker.effects import (
 )
 from broker.rows import Cost, SeenRow, StoredUpdate, VersionRow
 from broker.sqlite import Sqlite, StoreError
-from wire.messages import MODEL_FILE, PARAMS_FILE, Manifest, Plan, decode, encode
+from wire.messages import MODEL_FILE, PARAMS_FILE, Manifest, Plan, Traffic, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from broker.effects import Effect
 
 VERSIONS_KEPT: Final = 10  # of older versions the row stays, and params and payloads go
+PATCHES_KEPT: Final = 256  # a few kilobytes each: a device may have slept through as many versions
 OPENED_ROUNDS_READ: Final = 64  # as many as the coordinator remembers; others have no updates
 
 _ROUND: Final = "round_id, plan, status, updates_min, cohort_max, lasts_ms, base_version, model_version"
@@ -143,12 +144,37 @@ class Store:
             raise StoreError(f"{self.path} no longer holds the file {digest.hex()[:16]}: its version is too old")
         return bytes(found[0][0])
 
+    def blob_size(self, digest: bytes) -> int | None:
+        """How many bytes a model file has; None where there is none with this digest."""
+        found = self._db.rows("SELECT LENGTH(content) FROM blobs WHERE digest = :digest", {"digest": digest})
+        return int(found[0][0]) if found else None
+
+    def blob_part(self, digest: bytes, start: int, count: int) -> bytes:
+        """`count` bytes of a model file from `start` on; fewer where it ends, none where it is gone."""
+        found = self._db.select("rowid", "blobs WHERE digest = :digest", {"digest": digest})
+        return self._db.part("blobs", "content", found[0][0], start, count) if found else b""
+
     def remainder(self, model_version: int) -> bytes:
-        """What the coordinator keeps of a version beside its published numbers; empty for a float model."""
+        """What the coordinator keeps of the newest version beside its published numbers; empty for an older one."""
         found = self._db.select("remainder", "versions WHERE model_version = :version", {"version": model_version})
         if not found:
             raise StoreError(f"{self.path} has no version {model_version}")
         return bytes(found[0][0] or b"")
+
+    def patches(self, base_version: int, model_version: int) -> list[bytes]:
+        """What leads from one version to a later one, version by version; empty where a link is missing."""
+        rows = self._db.select(
+            "patch",
+            "versions WHERE model_version > :base AND model_version <= :version ORDER BY model_version",
+            {"base": base_version, "version": model_version},
+        )
+        patches = [bytes(patch or b"") for (patch,) in rows]
+        return patches if len(patches) == model_version - base_version and all(patches) else []
+
+    def params_digest(self, model_version: int) -> bytes | None:
+        """The SHA-256 of a version's parameters; None where there is no such version. It outlives them."""
+        found = self._db.select("params_digest", "versions WHERE model_version = :version", {"version": model_version})
+        return bytes(found[0][0]) if found else None
 
     def change_counter(self) -> int:
         """A number that is another one after someone else has written to the file."""
@@ -161,7 +187,7 @@ class Store:
         with self.transaction():
             for digest, content in blobs.items():
                 self._put_blob(digest, content)
-            self._put_version(manifest, remainder, {"round_id": 0, "members": 0}, Cost())
+            self._put_version(manifest, remainder, b"", {"round_id": 0, "members": 0}, Cost())
 
     def fleet(self) -> dict[str, str]:
         """Every enrolled device's public key."""
@@ -183,6 +209,7 @@ class Store:
         """Take a device out of the fleet; False when it was not in it. Its updates stay, and are counted."""
         with self.transaction():
             self._db.run("DELETE FROM sightings WHERE device_id = :device_id", {"device_id": device_id})
+            self._db.run("DELETE FROM traffic WHERE device_id = :device_id", {"device_id": device_id})
             return self._db.run("DELETE FROM devices WHERE device_id = :device_id", {"device_id": device_id}) == 1
 
     def request_rounds(self, plan: Plan, count: int, updates_min: int, cohort_max: int, lasts_ms: int) -> list[int]:
@@ -227,6 +254,12 @@ class Store:
         rows = self._db.select(_SEEN, "sightings ORDER BY device_id")
         return [SeenRow(device_id, bool(present), *rest) for device_id, present, *rest in rows]
 
+    def traffic(self) -> dict[str, tuple[Traffic, float]]:
+        """(the last account of bytes that a device gave of itself, when), in the order of ids."""
+        columns = f"device_id, {', '.join(Traffic.__struct_fields__)}, told_unix_s"
+        rows = self._db.select(columns, "traffic ORDER BY device_id")
+        return {device_id: (Traffic(*counts), told) for device_id, *counts, told in rows}
+
     def counted(self) -> dict[str, int]:
         """How many updates of each device are counted in some version."""
         return dict(self._db.select("device_id, COUNT(*)", "updates WHERE counted_in IS NOT NULL GROUP BY device_id"))
@@ -262,8 +295,15 @@ class Store:
 
     def _put_sighting(self, seen: StoreSeen) -> None:
         # a birth brings software and numbers, telemetry brings work and reason, a death neither
-        row = {**msgspec.structs.asdict(seen), "present": int(seen.present), "seen_unix_s": time.time()}
+        now = time.time()
+        row = {**msgspec.structs.asdict(seen), "present": int(seen.present), "seen_unix_s": now}
+        del row["traffic"]
         self._db.insert("sightings", row, _MERGE_SIGHTING)
+        if seen.traffic is not None:
+            told = {**msgspec.structs.asdict(seen.traffic), "told_unix_s": now}
+            newest = ", ".join(f"{name} = excluded.{name}" for name in told)
+            then = f"ON CONFLICT (device_id) DO UPDATE SET {newest}"
+            self._db.insert("traffic", {"device_id": seen.device_id, **told}, then)
 
     def _put_update(self, row: UpdateRow) -> None:
         times = {"payload_bytes": len(row.payload), "received_unix_s": time.time()}
@@ -286,7 +326,7 @@ class Store:
             self._put_blob(_digest_of(commit.manifest, MODEL_FILE), commit.made.model)
         made = {"round_id": row.round_id, "members": len(commit.members)}
         score = {"accuracy": commit.made.accuracy, "loss": commit.made.loss}
-        self._put_version(commit.manifest, commit.made.remainder, {**made, **score}, cost)
+        self._put_version(commit.manifest, commit.made.remainder, commit.made.patch, {**made, **score}, cost)
         for member in commit.members:
             counted = self._db.run(
                 "UPDATE updates SET counted_in = :version WHERE device_id = :device_id AND round_id = :round_id "
@@ -300,15 +340,18 @@ class Store:
         if not is_open or row.status != "closed":
             _we_are_wrong(f"version {version} would close round {row.round_id}, which is not open")
         self._put_round(row)
-        self._prune(version - VERSIONS_KEPT)
+        self._prune(version)
 
-    def _put_version(self, manifest: Manifest, remainder: bytes, made: Mapping[str, float | None], cost: Cost) -> None:
+    def _put_version(
+        self, manifest: Manifest, remainder: bytes, patch: bytes, made: Mapping[str, float | None], cost: Cost
+    ) -> None:
         row = {
             "model_version": manifest.model_version,
             "parent_version": manifest.parent_version,
             "manifest": encode(manifest),
             "params_digest": _digest_of(manifest, PARAMS_FILE),
             "remainder": remainder,
+            "patch": patch,
             "created_unix_s": time.time(),
         }
         self._db.insert("versions", {**row, **made, **msgspec.structs.asdict(cost)})
@@ -316,15 +359,21 @@ class Store:
     def _put_blob(self, digest: bytes, content: bytes) -> None:
         self._db.insert("blobs", {"digest": digest, "content": content}, "ON CONFLICT (digest) DO NOTHING")
 
-    def _prune(self, old: int) -> None:
-        """Let go what only version `old` needed: a model's size for each round would fill any disk."""
+    def _prune(self, newest: int) -> None:
+        """Let go what only older versions needed: a model's size for each round would fill any disk."""
+        old = {"old": newest - VERSIONS_KEPT, "nothing": b""}
         self._db.run(
             "DELETE FROM blobs WHERE digest IN (SELECT params_digest FROM versions WHERE model_version = :old) "
             "AND digest NOT IN (SELECT params_digest FROM versions WHERE model_version > :old)",
-            {"old": old},
+            old,
         )
-        self._db.run("UPDATE versions SET remainder = NULL WHERE model_version = :old", {"old": old})
-        self._db.run("UPDATE updates SET payload = :nothing WHERE counted_in = :old", {"nothing": b"", "old": old})
+        self._db.run("UPDATE updates SET payload = :nothing WHERE counted_in = :old", old)
+        # only the newest master is ever moved, and it is the largest of all that a version has
+        self._db.run(
+            "UPDATE versions SET remainder = NULL WHERE model_version < :newest AND remainder IS NOT NULL",
+            {"newest": newest},
+        )
+        self._db.run("UPDATE versions SET patch = NULL WHERE model_version = :old", {"old": newest - PATCHES_KEPT})
 
     def _rounds(self, rest: str, most: int = 0) -> list[RoundRow]:
         return [_to_round(row) for row in self._db.select(_ROUND, f"rounds {rest}", {"most": most})]

@@ -7,17 +7,22 @@ from typing import TYPE_CHECKING, NamedTuple
 from broker.aggregate.rules import next_numbers
 from broker.effects import Aggregated
 from broker.registry import model_of, params_bytes_of
+from engine.codec import patch
 from engine.frame import frame_of
 from engine.master import Numbers
 from engine.rescale import grown
+from wire.messages import MODEL_FILE
 
 if TYPE_CHECKING:
     from broker.aggregate.rule import Rule
+    from broker.config import Aggregate as Recipe
     from broker.effects import Aggregate
     from broker.evaluate import HeldOut
     from broker.store import Store
     from engine.frame import Frame
-    from wire.messages import Manifest
+    from wire.messages import Manifest, Plan
+
+PUBLISHED_PER_SENT = 2  # where the configuration says nothing: so many parameters a version, for each of an update
 
 
 class Made(NamedTuple):
@@ -27,25 +32,59 @@ class Made(NamedTuple):
     held_count: int
 
 
+class Frames:
+    """How the numbers of versions are to be read: the newest base file, read once for each way to train it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._base = b""
+        self._frames: dict[str, Frame] = {}
+
+    def under(self, manifest: Manifest, train: str) -> Frame:
+        """The frame of `manifest`'s version. Raises ModelError or StoreError."""
+        base = next(file.digest for file in manifest.files if file.name == MODEL_FILE)
+        if base != self._base:
+            self._base, self._frames = base, {}
+        if train not in self._frames:
+            self._frames[train] = frame_of(model_of(manifest, self._store.blob), train)
+        return self._frames[train]
+
+
 def frame_under(manifest: Manifest, train: str, store: Store) -> Frame:
-    """How the numbers of a version are to be read. Raises ModelError or StoreError."""
-    return frame_of(model_of(manifest, store.blob), train)
+    """How the numbers of one version are to be read. Raises ModelError or StoreError."""
+    return Frames(store).under(manifest, train)
 
 
-def next_version(effect: Aggregate, store: Store, rule: Rule, learning_rate: float, held_out: HeldOut | None) -> Made:
-    """Count the members of `effect`. Raises AggregateError, EvaluateError, ModelError or StoreError."""
-    manifest = effect.manifest
-    frame = frame_under(manifest, effect.plan.train, store)
+def publish_max(rate: float, plan: Plan) -> int:
+    """How many parameters a version may change for devices: `rate` of them; at 0 what the plan's updates suggest."""
+    wanted = round(rate * plan.num_params) if rate else PUBLISHED_PER_SENT * plan.keep_count
+    return max(1, min(wanted, plan.num_params))
+
+
+def next_version(
+    effect: Aggregate, store: Store, rule: Rule, recipe: Recipe, *, frames: Frames, held_out: HeldOut | None
+) -> Made:
+    """Count the members of `effect`. Raises AggregateError, CodecError, EvaluateError, ModelError or StoreError."""
+    manifest, plan = effect.manifest, effect.plan
+    frame = frames.under(manifest, plan.train)
     before = Numbers(params_bytes_of(manifest, store.blob), store.remainder(manifest.model_version))
     after, held_count = next_numbers(
-        frame, before, effect.members, store.update_payload, rule=rule, learning_rate=learning_rate
+        frame,
+        before,
+        effect.members,
+        store.update_payload,
+        rule=rule,
+        learning_rate=recipe.learning_rate,
+        publish_max=publish_max(recipe.publish_rate, plan),
     )
-    model = b""
+    model, way = b"", b""
     larger = grown(frame, after) if effect.may_rescale else None
     if larger is not None:
         frame, after = larger
         model = frame.model
+    else:
+        way = patch.make(frame, before.published, after.published)
     score = held_out.score(frame, after.published) if held_out is not None else None
     accuracy, loss = (score.correct / score.count, score.loss) if score is not None else (None, None)
-    answer = Aggregated(effect.round_id, after.published, accuracy, loss, after.remainder, model)
+    answer = Aggregated(effect.round_id, after.published, accuracy, loss, after.remainder, model, way)
     return Made(answer, held_count)

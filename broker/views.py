@@ -8,10 +8,11 @@ import msgspec
 
 from broker.config import ConfigError
 from broker.sqlite import StoreError
-from wire.messages import digest_of, encode
+from wire.messages import Traffic, digest_of, encode
 
 if TYPE_CHECKING:
     from broker.config import Config
+    from broker.cost import Cost
     from broker.rows import VersionRow
     from broker.store import Store
     from wire.messages import Manifest, Plan
@@ -43,6 +44,33 @@ def fleet_rows(store: Store) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def byte_rows(store: Store) -> dict[str, Any]:
+    """The bytes of every enrolled device since it was enrolled, as it counts them, their sum, and our own count.
+
+    `per_counted` is all bytes of a device, both ways, for each of its updates that some version counts. Our own count
+    is of the times when a round was open: what came up from devices, what went down to them.
+    """
+    told, counted, names = store.traffic(), store.counted(), Traffic.__struct_fields__
+    devices = []
+    for device_id in store.fleet():
+        traffic, when = told.get(device_id, (None, None))
+        counts = msgspec.structs.asdict(traffic) if traffic else dict.fromkeys(names)
+        devices.append(_with_sums({"device_id": device_id, "told_unix_s": when, **counts}, counted.get(device_id, 0)))
+    heard = [row for row in devices if row["told_unix_s"] is not None]
+    total = _with_sums({name: sum(row[name] for row in heard) for name in names}, sum(r["counted"] for r in heard))
+    own = store.versions()
+    coordinator = {"bytes_up": sum(row.bytes_up for row in own), "bytes_down": sum(row.bytes_down for row in own)}
+    return {"devices": devices, "total": total, "coordinator": coordinator}
+
+
+def _with_sums(row: dict[str, Any], counted: int) -> dict[str, Any]:
+    known = row["update_up"] is not None
+    up = sum(row[name] for name in Traffic.__struct_fields__ if name.endswith("_up")) if known else None
+    down = sum(row[name] for name in Traffic.__struct_fields__ if name.endswith("_down")) if known else None
+    each = (up + down) / counted if up is not None and down is not None and counted else None
+    return {**row, "bytes_up": up, "bytes_down": down, "counted": counted, "per_counted": each}
 
 
 def round_rows(store: Store) -> list[dict[str, Any]]:
@@ -100,7 +128,7 @@ def manifest_of(store: Store, version: int) -> Manifest:
     return manifest
 
 
-def current_plan(config: Config, store: Store, **changes: float) -> Plan:
+def current_plan(config: Config, store: Store, **changes: float | str) -> Plan:
     """The configured plan for the newest version, with `changes` to its recipe."""
     from broker.plans import plan_of  # brings the kernels, which no other view needs
     from broker.versions import frame_under
@@ -111,6 +139,17 @@ def current_plan(config: Config, store: Store, **changes: float) -> Plan:
     return plan_of(config, manifest, frame_under(manifest, config.model.train, store), **changes)
 
 
+def cost_of_plan(config: Config, store: Store, plan: Plan) -> Cost:
+    """What one update of `plan` costs on the wire and here; measured now."""
+    from broker.cost import cost_of
+    from broker.versions import frame_under
+
+    manifest = store.manifest()
+    if manifest is None:
+        raise StoreError(f"{store.path} holds no model: make a new directory with broker init")
+    return cost_of(plan, frame_under(manifest, config.model.train, store))
+
+
 def ask_for_rounds(
     config: Config,
     store: Store,
@@ -119,7 +158,7 @@ def ask_for_rounds(
     updates_min: int | None,
     cohort_max: int | None,
     lasts_ms: int | None,
-    **recipe: float | None,
+    **recipe: float | str | None,
 ) -> list[int]:
     """Let rounds wait in the store; None is what the configuration says. Returns their numbers."""
     plan = current_plan(config, store, **{key: value for key, value in recipe.items() if value is not None})

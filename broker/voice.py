@@ -12,19 +12,24 @@ import msgspec
 
 from broker.effects import Publish
 from wire import envelope, topics
-from wire.messages import Plan, Receipt, Verdict, digest_of, fit_reason, kind_of
+from wire.messages import Manifest, Plan, Receipt, Verdict, digest_of, fit_reason, kind_of
 
 if TYPE_CHECKING:
     from wire.messages import Message
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Which fleet, how the coordinator signs, how a public key becomes a verifier, what an update must satisfy."""
+    """Which fleet, how the coordinator signs, how a public key becomes a verifier, what an update must satisfy.
+
+    `url` goes into every manifest that is shared: where a version's files are besides, by HTTP. It is no part of the
+    version, so another one needs no new version to be heard.
+    """
 
     fleet: str
     sign: envelope.Sign
     verifier: Callable[[str], envelope.Verify]
     admit: Callable[[bytes, Plan], str | None]  # update payload → why it is refused, None when it is good
+    url: str = ""
 
     def say(self, device_id: str, message: Message) -> Publish:
         """Tell one device."""
@@ -34,6 +39,8 @@ class Identity(msgspec.Struct, frozen=True):
     def share(self, message: Message) -> Publish:
         """Tell everyone, those who come later as well."""
         topic = topics.shared(self.fleet, kind_of(message))
+        if isinstance(message, Manifest):
+            message = msgspec.structs.replace(message, url=self.url)
         return Publish(topic, envelope.seal(message, topic, self.sign), retain=True)
 
     def receipt(self, device_id: str, sealed: bytes, round_id: int, verdict: Verdict, reason: str) -> Publish:

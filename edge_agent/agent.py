@@ -5,7 +5,8 @@ Two machines side by side; neither knows the other's state:
     link:  DOWN ──Connected──▶ UP ──Disconnected──▶ DOWN
 
     work:  IDLE ──offer, plan, manifest──▶ FETCHING ──files ready──▶ TRAINING ──Trained──▶ SENDING ──receipt──▶ IDLE
-                                                       └─budget says no─▶ WAITING
+                                              ▲  └─budget says no─▶ WAITING   │
+                                              └──────── PatchFailed ──────────┘
 
 Work goes on while the link is down; only sending waits for it. SENDING is not a memory of ours but a fact on
 flash: the outbox is not empty. Rules that keep finished work:
@@ -14,8 +15,10 @@ flash: the outbox is not empty. Rules that keep finished work:
 2. It is resent, byte for byte the same, until a receipt names its digest. Nothing else empties the outbox.
 3. While the outbox is full no other round is trained: one device, one update at a time, in the order of rounds.
 4. The residual that an update leaves becomes the true one only when that update is accepted.
-5. The owner's limits hold while training, too: what grows too hot is stopped, and tried again later.
-6. A Tick at `wake_at_ms` always moves `wake_at_ms` on, or clears it: no state of ours can keep a shell busy.
+5. A patch is a guess until the child has applied it. One that fails costs one download of the whole file, and does
+   not count among the failures of the round.
+6. The owner's limits hold while training, too: what grows too hot is stopped, and tried again later.
+7. A Tick at `wake_at_ms` always moves `wake_at_ms` on, or clears it: no state of ours can keep a shell busy.
 """
 
 from __future__ import annotations
@@ -26,20 +29,24 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge_agent import budget
-from edge_agent.download import Download
+from edge_agent.download import Arrival, Download
 from edge_agent.effects import (
     Booted,
     Connected,
     Disconnected,
+    DropPatch,
     Durable,
     Effect,
     Event,
+    Fetched,
+    FetchFailed,
+    FetchRanges,
     FileFailed,
     FileState,
     Forget,
     Job,
+    PatchFailed,
     Persist,
-    Publish,
     Reading,
     Received,
     SetLabel,
@@ -49,21 +56,22 @@ from edge_agent.effects import (
     Trained,
     TrainingFailed,
 )
+from edge_agent.outbox import Outbox
+from edge_agent.presence import Presence
+from edge_agent.tries import Tries
 from edge_agent.voice import Identity, NotBelieved
 from wire import topics
-from wire.limits import RESEND_MS_MAX, RESEND_MS_MIN, UPDATE_PAYLOAD_BYTES_MAX
 from wire.messages import (
+    PARAMS_FILE,
     Chunk,
-    Death,
     Label,
     Manifest,
     Offer,
+    Patch,
     Plan,
     Receipt,
     State,
-    Update,
     digest_of,
-    encode,
     fit_reason,
 )
 
@@ -72,8 +80,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Agent", "Identity", "Work"]
 
-TRAIN_ATTEMPTS_MAX = 3
-RETRY_MS = 10_000
 BUDGET_CHECK_MS = 60_000
 
 
@@ -105,10 +111,8 @@ class Agent:
         self.refused_count: dict[str, int] = {}  # what arrived and was not believed, by reason
         self._id = identity
         self._limits = limits
-        self._jitter = jitter
-        self._telemetry_ms = telemetry_ms
-        self._connection: int | None = None  # None: the link is down
-        self._epoch = 0
+        self._outbox = Outbox(jitter)
+        self._presence = Presence(identity, telemetry_ms)
         self._reading = Reading()
         self._plans: dict[bytes, Plan] = {}  # at most the newest retained one
         self._manifest: Manifest | None = None
@@ -117,14 +121,7 @@ class Agent:
         self._download: Download | None = None
         self._training: Job | None = None
         self._training_ends_ms = 0
-        self._attempts: tuple[int, int] = (0, 0)  # (round_id, how often it failed)
-        self._resend_ms = RESEND_MS_MIN
-        self._resend_at_ms: int | None = None
-        self._retry_at_ms: int | None = None
-        self._telemetry_at_ms = 0
-        self._sequence = 0
-        self._birth_digest = b""
-        self._answered = False  # has the coordinator said something to this device alone since the last telemetry?
+        self._tries = Tries()
 
     @property
     def work(self) -> Work:
@@ -142,46 +139,49 @@ class Agent:
     @property
     def wake_at_ms(self) -> int | None:
         """The earliest time at which a Tick would change something."""
-        times = [self._retry_at_ms]
+        times = [self._tries.due_ms]
         if self._training is not None:
             times.append(self._training_ends_ms)
         elif self._offer is not None and not self.durable.outbox:
             times.append(self._offer_ends_ms)
-        if self._connection is not None:
-            times += [self._resend_at_ms, self._telemetry_at_ms]
+        if self._presence.connection is not None:
+            times += [self._outbox.due_ms, self._presence.due_ms]
             times.append(self._download.wake_at_ms if self._download else None)
         return min((time for time in times if time is not None), default=None)
 
     def last_will(self, connection: int) -> tuple[str, bytes]:
         """Topic and payload of the death that the MQTT server publishes if this connection breaks."""
-        death = self._id.say(Death(self.durable.boot, connection), "death")
+        death = self._presence.last_will(self.durable.boot, connection)
         return death.topic, death.payload
 
     def handle(self, event: Event, now_ms: int) -> list[Effect]:
         """Decide what follows from `event`. Effects are to be performed in order."""
         match event:
             case Booted():
-                self._telemetry_at_ms = now_ms + self._telemetry_ms
+                self._presence.start(now_ms)
                 return [*self._keep(boot=self.durable.boot + 1), self._forget()]
             case Connected(connection=connection):
-                self._connection = connection
-                self._resend_ms = RESEND_MS_MIN
-                return [self._birth(), *self._send(now_ms), *self._fetch(now_ms)]
+                self._presence.connection = connection
+                self._outbox.hurry()
+                return [self._presence.birth(self.durable, self._reading), *self._send(now_ms), *self._fetch(now_ms)]
             case Disconnected():
-                self._connection, self._resend_at_ms = None, None
+                self._presence.connection = None
+                self._outbox.rest()
                 if self._download is not None:
                     self._download.ask_afresh()
                 return []
             case Received(topic=topic, payload=payload):
                 return self._on_received(topic, payload, now_ms)
-            case FileState():
-                return self._on_file_state(event, now_ms)
-            case Trained():
-                return self._on_trained(event, now_ms)
+            case FileState() | Fetched() | FetchFailed():
+                return self._on_download(event, now_ms)
             case FileFailed():
                 return self._on_file_failed(event, now_ms)
+            case Trained():
+                return self._on_trained(event, now_ms)
             case TrainingFailed():
                 return self._on_training_failed(event.round_id, event.reason, now_ms)
+            case PatchFailed():
+                return self._on_patch_failed(event, now_ms)
             case Reading():
                 self._reading = event
                 return [*self._stop_if_over_limits(), *self._advance(now_ms)]
@@ -192,17 +192,16 @@ class Agent:
 
     def _on_received(self, topic: str, payload: bytes, now_ms: int) -> list[Effect]:
         try:
-            message = self._id.hear(topic, payload)
+            message, encoded = self._id.hear(topic, payload)
         except NotBelieved as error:
             self._count(error.reason)
             return []
-        if isinstance(message, Offer | Chunk) or (isinstance(message, Receipt) and message.verdict != "unknown"):
-            self._answered = True
+        self._presence.heard(message)
         match message:
             case State():
                 return self._on_state(message, now_ms)
             case Plan():
-                self._plans = {digest_of(encode(message)): message}
+                self._plans = {digest_of(encoded): message}
                 return self._advance(now_ms)
             case Manifest():
                 return self._on_manifest(message, now_ms)
@@ -210,23 +209,22 @@ class Agent:
                 return self._on_offer(message, now_ms)
             case Receipt():
                 return self._on_receipt(message, now_ms)
-            case Chunk() if self._download is not None:
-                effects = self._download.on_chunk(message, now_ms)
-                return [*effects, *self._fetch(now_ms)]
+            case Chunk() | Patch():
+                return self._on_download(message, now_ms)
             case Label():
                 return [SetLabel(message.window, message.label)]
             case _:
                 return []
 
     def _on_state(self, state: State, now_ms: int) -> list[Effect]:
-        if state.epoch == self._epoch or not state.online or self._connection is None:
+        if state.epoch == self._presence.epoch or not state.online or self._presence.connection is None:
             return []
         # Another run of the coordinator, or the same one behind a new session: it may have missed us.
-        self._epoch = state.epoch
-        self._resend_ms = RESEND_MS_MIN
+        self._presence.epoch = state.epoch
+        self._outbox.hurry()
         if self._download is not None:
             self._download.ask_afresh()
-        return [self._birth(), *self._send(now_ms), *self._fetch(now_ms)]
+        return [self._presence.birth(self.durable, self._reading), *self._send(now_ms), *self._fetch(now_ms)]
 
     def _on_manifest(self, manifest: Manifest, now_ms: int) -> list[Effect]:
         known = self._manifest.model_version if self._manifest else self.durable.model_version
@@ -249,17 +247,17 @@ class Agent:
         return self._advance(now_ms)
 
     def _on_receipt(self, receipt: Receipt, now_ms: int) -> list[Effect]:
-        if receipt.verdict == "unknown" and receipt.digest in (self._outbox_digest, self._birth_digest):
+        if receipt.verdict == "unknown" and receipt.digest in (self._outbox_digest, self._presence.birth_digest):
             self.reason = fit_reason(f"the coordinator does not know this device: {receipt.reason}")
-            self._resend_ms = RESEND_MS_MAX
-            self._resend_at_ms = now_ms + RESEND_MS_MAX if self.durable.outbox else None
+            self._outbox.wait(now_ms, full=bool(self.durable.outbox))
             return []
         if not self.durable.outbox or receipt.digest != self._outbox_digest:
             return []
         counted = receipt.verdict in ("accepted", "duplicate")
         self.receipt = receipt
         self.reason = "" if counted else fit_reason(f"round {receipt.round_id} {receipt.verdict}: {receipt.reason}")
-        self._resend_at_ms, self._resend_ms = None, RESEND_MS_MIN
+        self._outbox.rest()
+        self._outbox.hurry()
         residual = self.durable.outbox_round_id if counted else self.durable.residual_round_id
         effects = self._keep(outbox=b"", outbox_round_id=0, residual_round_id=residual)
         return [*effects, self._forget(), *self._advance(now_ms)]
@@ -273,7 +271,7 @@ class Agent:
         if now_ms >= self._offer_ends_ms or self._offer.round_id <= self.durable.last_round_id:
             self._offer = None  # the pause after a failure stays: it may be offered again, and an old child may answer
             if self._download is not None:
-                self._download.ask_afresh()  # what is fetched waits on flash for the next offer
+                self._download.pause()  # what is fetched waits on flash for the next offer
             return []
         plan = self._plans.get(self._offer.plan_digest)
         manifest = self._manifest
@@ -282,12 +280,12 @@ class Agent:
             return []
         reason = budget.refusal(self._limits, plan, self._reading)
         if reason is not None:
-            self.reason, self._retry_at_ms = reason, now_ms + BUDGET_CHECK_MS
+            self.reason, self._tries.due_ms = reason, now_ms + BUDGET_CHECK_MS
             return []
-        if self._retry_at_ms is not None and now_ms < self._retry_at_ms and self._attempts[0] == self._offer.round_id:
+        if self._tries.holds_back(self._offer.round_id, now_ms):
             return []
         if self._download is None:
-            self._retry_at_ms = None
+            self._tries.due_ms = None
             self.reason = f"fetching model version {manifest.model_version}"
             self._download = Download(manifest)
             return [self._forget(), *self._download.start()]
@@ -296,22 +294,25 @@ class Agent:
         return self._train(self._offer, plan, manifest, now_ms)
 
     def _train(self, offer: Offer, plan: Plan, manifest: Manifest, now_ms: int) -> list[Effect]:
-        self._retry_at_ms, self.reason = None, ""
+        self._tries.due_ms, self.reason = None, ""
         self._training_ends_ms = now_ms + plan.trainer_ms_max
-        owed = self.durable.residual_round_id
-        self._training = Job(self._id.device_id, offer.round_id, offer.base_version, plan, manifest.files, owed)
+        owed, most = self.durable.residual_round_id, budget.update_bytes_max(self._limits, self._reading)
+        self._training = Job(self._id.device_id, offer.round_id, offer.base_version, plan, manifest.files, owed, most)
         return [StartTraining(self._training)]
 
-    def _on_file_state(self, state: FileState, now_ms: int) -> list[Effect]:
-        if self._download is None:
+    def _on_download(self, event: Arrival, now_ms: int) -> list[Effect]:
+        download = self._download
+        if download is None:
             return []
-        effects = self._download.on_file_state(state)
-        if self._download.impossible:
-            name = self._download.impossible
+        effects = download.handle(event, now_ms)
+        if download.impossible:
             self._download, self._manifest = None, None  # only another manifest helps
-            self.reason = fit_reason(f"file {name} of the manifest does not match its own digest")
+            self.reason = fit_reason(f"file {download.impossible} of the manifest does not match its own digest")
             return [*effects, *self._telemetry(now_ms)]
-        return [*effects, *self._fetch(now_ms), *(self._advance(now_ms) if self._download.complete else [])]
+        if isinstance(event, FetchFailed):
+            self.reason = fit_reason(f"fetching over MQTT, since HTTP failed: {event.reason}")
+        is_news = isinstance(event, FileState) and download.complete
+        return [*effects, *self._fetch(now_ms), *(self._advance(now_ms) if is_news else [])]
 
     def _on_file_failed(self, failed: FileFailed, now_ms: int) -> list[Effect]:
         if self._offer is None or self._download is None:
@@ -331,25 +332,15 @@ class Agent:
 
     def _wait(self, round_id: int, until_ms: int | None, reason: str) -> None:
         """Leave the round alone until then, without counting it as a failure of its training."""
-        failed = self._attempts[1] if self._attempts[0] == round_id else 0
-        self._attempts, self._retry_at_ms, self.reason = (round_id, failed), until_ms, reason
+        self._tries.wait(round_id, until_ms)
+        self.reason = reason
 
     def _on_trained(self, trained: Trained, now_ms: int) -> list[Effect]:
         job = self._training
         if job is None or job.round_id != trained.round_id:
             return []  # a child that was told to stop, and finished all the same
-        if len(trained.payload) > UPDATE_PAYLOAD_BYTES_MAX:
-            return self._on_training_failed(job.round_id, "its update is larger than a message may be", now_ms)
         try:
-            update = Update(
-                round_id=job.round_id,
-                base_version=job.base_version,
-                num_examples=trained.num_examples,
-                held_out_correct=trained.held_out_correct,
-                held_out_count=trained.held_out_count,
-                payload=trained.payload,
-            )
-            sealed = self._id.say(update, "update").payload
+            sealed = self._id.update(job, trained)
         except ValueError as error:  # MessageError among them: what a child reports is checked like a peer's word
             return self._on_training_failed(job.round_id, str(error), now_ms)
         self._training, self.reason = None, ""
@@ -364,14 +355,19 @@ class Agent:
             return []
         self._training, self._download = None, None  # the next try asks flash again whether the files are whole
         self.reason = fit_reason(f"training failed: {reason}")
-        before = self._attempts[1] if self._attempts[0] == round_id else 0
-        self._attempts = (round_id, before + 1)
-        if before + 1 >= TRAIN_ATTEMPTS_MAX:
-            # What failed three times fails a fourth: leave the round to the others.
+        if self._tries.fail(round_id, now_ms):  # leave the round to the others
             kept = self._keep(last_round_id=max(self.durable.last_round_id, round_id))
             return [*kept, *self._telemetry(now_ms), *self._advance(now_ms)]
-        self._retry_at_ms = now_ms + RETRY_MS
         return self._telemetry(now_ms)
+
+    def _on_patch_failed(self, failed: PatchFailed, now_ms: int) -> list[Effect]:
+        """No failure of the round: the whole file is fetched, for which no patch will do any more."""
+        job = self._training
+        if job is None or job.round_id != failed.round_id:
+            return []
+        self._training, self._download = None, None
+        drops = [DropPatch(file) for file in job.files if file.name == PARAMS_FILE]
+        return [*drops, *self._advance(now_ms)]
 
     # Time
 
@@ -381,12 +377,12 @@ class Agent:
             job = self._training
             effects.append(StopTraining("deadline"))
             effects += self._on_training_failed(job.round_id, "it took longer than the plan allows", now_ms)
-        if self._resend_at_ms is not None and now_ms >= self._resend_at_ms:
+        if self._outbox.due_ms is not None and now_ms >= self._outbox.due_ms:
             effects += self._send(now_ms)
-        if self._connection is not None and now_ms >= self._telemetry_at_ms:
+        if self._presence.connection is not None and now_ms >= self._presence.due_ms:
             effects += self._telemetry(now_ms)
-        if self._retry_at_ms is not None and now_ms >= self._retry_at_ms:
-            self._retry_at_ms = None
+        if self._tries.due_ms is not None and now_ms >= self._tries.due_ms:
+            self._tries.due_ms = None
             effects += self._advance(now_ms)
         elif self._offer is not None and now_ms >= self._offer_ends_ms:
             effects += self._advance(now_ms)
@@ -396,34 +392,31 @@ class Agent:
 
     def _send(self, now_ms: int) -> list[Effect]:
         """Publish the outbox now and set the time of the next try; nothing while the link is down."""
-        if not self.durable.outbox or self._connection is None:
-            self._resend_at_ms = None
+        if not self.durable.outbox or self._presence.connection is None:
+            self._outbox.rest()
             return []
-        # Full jitter, from half to one and a half: devices that lost the same server must not come back as one.
-        self._resend_at_ms = now_ms + self._resend_ms // 2 + self._jitter.randrange(self._resend_ms)
-        self._resend_ms = min(self._resend_ms * 2, RESEND_MS_MAX)
-        return [Publish(topics.up(self._id.fleet, self._id.device_id, "update"), self.durable.outbox)]
+        topic = topics.up(self._id.fleet, self._id.device_id, "update")
+        return [self._outbox.send(self.durable.outbox, topic, now_ms)]
 
     def _fetch(self, now_ms: int) -> list[Effect]:
-        if self._connection is None or self._download is None or self._offer is None or self._download.complete:
+        if (
+            self._presence.connection is None
+            or self._download is None
+            or self._offer is None
+            or self._download.complete
+        ):
             return []
-        return [self._id.say(want, "want") for want in self._download.wants(now_ms)]
-
-    def _birth(self) -> Effect:
-        effect = self._id.birth(self.durable, self._connection or 0, self._epoch, self._reading.num_examples)
-        self._birth_digest = digest_of(effect.payload)
-        return effect
+        if budget.spent(self._limits, self._reading) is not None:
+            self._download.pause()
+            return []
+        asks = self._download.asks(now_ms, budget.bytes_left(self._reading))
+        return [ask if isinstance(ask, FetchRanges) else self._id.say(ask, "want") for ask in asks]
 
     def _telemetry(self, now_ms: int) -> list[Effect]:
-        self._telemetry_at_ms = now_ms + self._telemetry_ms
-        if self._connection is None:
+        if budget.spent(self._limits, self._reading) is not None:
+            self._presence.start(now_ms)
             return []
-        # Nobody speaks to us: our birth may be lost, or we had no examples then, or were not enrolled yet.
-        birth = [] if self._answered else [self._birth()]
-        self._answered = False
-        self._sequence += 1
-        work = (self.work.value, self.reason)
-        return [*birth, self._id.telemetry(self.durable.boot, self._sequence, work, self._reading)]
+        return list(self._presence.telemetry(self.durable, (self.work.value, self.reason), self._reading, now_ms))
 
     # What is kept
 

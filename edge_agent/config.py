@@ -7,7 +7,7 @@ Paths are relative to the file. `SAMPLE` is what `edge-agent keygen` writes.
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
@@ -16,6 +16,7 @@ from edge_agent import budget
 from wire import keys, topics
 
 _MEMORY_MB: Final = Meta(ge=16, le=1 << 20)
+_Bytes: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 50)]  # 0: no limit
 _CONTROL_FREE: Final = Meta(pattern=r"^[^\x00-\x1f\x7f]+\Z")
 
 
@@ -60,10 +61,21 @@ class Budget(Struct, frozen=True, forbid_unknown_fields=True):
     temperature_c_max: Annotated[float, Meta(ge=0.0, le=120.0)] | None = None
     battery_rate_min: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
     mains_only: bool = False
+    update_bytes_max: _Bytes = 0
+    day_bytes_max: _Bytes = 0
+    month_bytes_max: _Bytes = 0
 
     def limits(self) -> budget.Limits:
         """The same in the units of the state machine."""
-        return budget.Limits(self.temperature_c_max, self.battery_rate_min, self.mains_only, self.memory_mb << 20)
+        return budget.Limits(
+            self.temperature_c_max,
+            self.battery_rate_min,
+            self.mains_only,
+            self.memory_mb << 20,
+            self.update_bytes_max,
+            self.day_bytes_max,
+            self.month_bytes_max,
+        )
 
 
 class Telemetry(Struct, frozen=True, forbid_unknown_fields=True):
@@ -114,6 +126,9 @@ memory_mb = 512
 # temperature_c_max = 75.0
 # battery_rate_min = 0.4
 # mains_only = true
+# update_bytes_max = 4000       # of one update: it carries fewer values then; 0: as many as the plan says
+# day_bytes_max = 1000000       # of all that the link carries, both ways, from 00:00 UTC; 0: no limit
+# month_bytes_max = 20000000
 
 [telemetry]
 every_s = 300
@@ -197,6 +212,12 @@ def _check(path: Path, config: Config) -> None:
             check()
         except ValueError as error:  # TopicError and KeyTextError among them
             raise ConfigError(f"{path}, {where}: {error}") from error
+    for name in ("update_bytes_max", "day_bytes_max", "month_bytes_max"):
+        if 0 < getattr(config.budget, name) < budget.UPDATE_BYTES_MIN:
+            raise ConfigError(
+                f"{path}, [budget] {name}: no update fits into so few bytes; {budget.UPDATE_BYTES_MIN} or more, "
+                "or 0 for no limit"
+            )
     if config.mqtt.password_file is not None and config.mqtt.username is None:
         raise ConfigError(f"{path}, [mqtt]: password_file is set and username is not; MQTT has no password alone")
 

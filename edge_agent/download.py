@@ -1,20 +1,40 @@
-"""Fetching a model version: which chunks are on flash, which to ask for, which to believe.
+"""Fetching a model version: what is on flash, what to ask for, what to believe.
 
     OpenFile → FileState → Want → Chunk … Chunk → SealFile → FileState(ready)
+                         → Want(base_version) → Patch → WritePatch → FileState(patched)
+                         → FetchRanges → Fetched … Fetched → SealFile → FileState(ready)
 
-A chunk is believed when its SHA-256 stands in the signed manifest. What is on flash is asked of flash, never
-remembered, so that a power cut costs at most the chunk that was being written. Who hears nothing asks again, and
-waits twice as long each time.
+A chunk is believed when its SHA-256 stands in the signed manifest, a patch when what it makes has the right one, which
+the training child finds out. What is on flash is asked of flash, never remembered, so that a power cut costs at most
+the chunk that was being written. Who hears nothing asks again, and waits twice as long each time.
+
+Of params.bin a patch is asked for: from an older version that flash holds whole, or else from the one that model.tflite
+holds, as the manifest says. That file is fetched with it, so it need not be there yet. Other files of more than one
+chunk come by HTTP where the manifest names a place; after one failure there, this download asks the coordinator.
 """
 
-from typing import Final
+from typing import Final, TypeAlias
 
-from edge_agent.effects import Effect, FileState, OpenFile, SealFile, WriteChunk
+from edge_agent.effects import (
+    Base,
+    Effect,
+    Fetched,
+    FetchFailed,
+    FetchRanges,
+    FileState,
+    OpenFile,
+    SealFile,
+    WriteChunk,
+    WritePatch,
+)
 from wire import chunks
-from wire.limits import RESEND_MS_MAX, RESEND_MS_MIN
-from wire.messages import Chunk, File, Manifest, Want
+from wire.limits import RESEND_MS_MAX, RESEND_MS_MIN, WANT_CHUNKS_MAX
+from wire.messages import MODEL_FILE, PARAMS_FILE, Chunk, File, Manifest, Patch, Want
 
 SEALS_MAX: Final = 3  # a file whose chunks are all right and that still cannot be sealed so often never will be
+HTTP_PATIENCE_MS: Final = 240_000  # since its last chunk; whoever fetches gives up earlier, and says so
+
+Arrival: TypeAlias = FileState | Chunk | Patch | Fetched | FetchFailed
 
 
 class Download:
@@ -24,26 +44,46 @@ class Download:
         self.manifest = manifest
         self.impossible = ""  # name of a file whose chunks are all right and whose whole is not: a wrong manifest
         self._files = {file.digest: file for file in manifest.files}
+        self._model = next((file.digest for file in manifest.files if file.name == MODEL_FILE), b"")
         self._have: dict[bytes, set[int]] = {}  # known after FileState
         self._seals: dict[bytes, int] = {}  # how often each file was to be sealed
         self._ready: set[bytes] = set()
+        self._base: Base | None = None  # what a patch of params.bin may start from
+        self._may_patch = True  # until a patch came, or chunks in its place: one try a download
+        self._url = manifest.url  # "" once HTTP has failed
         self._asked: set[tuple[bytes, int]] = set()
+        self._by_http = False  # what is asked for
         self._pause_ms = RESEND_MS_MIN
         self._ask_again_at_ms = 0
 
     @property
     def complete(self) -> bool:
-        """Every file is whole and on flash."""
+        """Every file is whole and on flash, or a patch that makes it."""
         return len(self._ready) == len(self._files)
 
     @property
     def wake_at_ms(self) -> int | None:
-        """When `wants` has something to repeat."""
+        """When `asks` has something to repeat."""
         return self._ask_again_at_ms if self._asked and not self.complete else None
 
     def start(self) -> list[Effect]:
         """Ask flash what it holds."""
         return [OpenFile(file) for file in self._files.values()]
+
+    def handle(self, event: Arrival, now_ms: int) -> list[Effect]:
+        """What follows from anything that a download waits for."""
+        match event:
+            case FileState():
+                return self.on_file_state(event)
+            case Chunk():
+                return self.on_chunk(event, now_ms)
+            case Patch():
+                return self.on_patch(event)
+            case Fetched(digest=digest, index=index, data=data):  # where it came from does not matter
+                return self.on_chunk(Chunk(digest, index, data), now_ms)
+            case FetchFailed():
+                self.on_fetch_failed()
+                return []
 
     def on_file_state(self, state: FileState) -> list[Effect]:
         """Flash answered. A file with all chunks is sealed; after a seal that failed, what is missing is fetched."""
@@ -51,10 +91,12 @@ class Download:
         if file is None or file.digest in self._ready:
             return []  # not ours, or an answer from before the file was whole
         self._have[file.digest] = set(state.have)
-        self._asked = {(digest, index) for digest, index in self._asked if digest != file.digest}
-        if state.ready:
+        self._forget_asked(file)
+        if state.ready or state.patched:
             self._ready.add(file.digest)
             return []
+        if file.name == PARAMS_FILE:
+            self._base = None if state.patch_failed else self._base_of(state)
         return self._seal_if_full(file)
 
     def on_chunk(self, chunk: Chunk, now_ms: int) -> list[Effect]:
@@ -67,30 +109,77 @@ class Download:
             return []
         have.add(chunk.index)
         self._asked.discard((file.digest, chunk.index))
+        if file.name == PARAMS_FILE:
+            self._may_patch = False  # the coordinator has no patch, or none that is worth it
         # On a slow link eight chunks take longer than one pause: patience counts from the last one that came.
         self._pause_ms = RESEND_MS_MIN
-        self._ask_again_at_ms = now_ms + self._pause_ms
+        self._ask_again_at_ms = now_ms + (HTTP_PATIENCE_MS if self._by_http else self._pause_ms)
         return [WriteChunk(file, chunk.index, chunk.data), *self._seal_if_full(file)]
 
-    def wants(self, now_ms: int) -> list[Want]:
-        """What to ask for now: the next chunks once the last ones came, or the same again after a silence."""
+    def on_fetch_failed(self) -> None:
+        """From now on everything is asked of the coordinator."""
+        self._url = ""
+        if self._by_http:
+            self._asked.clear()
+
+    def on_patch(self, patch: Patch) -> list[Effect]:
+        """Keep the patch if it makes the file that is wanted from the base that was named."""
+        file, base = self._files.get(patch.digest), self._base
+        if file is None or file.name != PARAMS_FILE or file.digest in self._ready or not self._may_patch:
+            return []
+        if base is None or patch.base_version != base.version or base.params not in (b"", patch.base_digest):
+            return []
+        self._may_patch = False
+        self._forget_asked(file)
+        self._have.pop(file.digest, None)  # flash will say
+        return [WritePatch(file, patch)]
+
+    def asks(self, now_ms: int, bytes_left: int | None = None) -> list[Want | FetchRanges]:
+        """What to ask for now: the next chunks once the last ones came, or the same again after a silence.
+
+        No more of them than fit into `bytes_left`, but one.
+        """
         if self._asked and now_ms < self._ask_again_at_ms:
             return []
+        if self._asked and self._by_http:
+            self.on_fetch_failed()
         file = self._first_incomplete()
         if file is None:
             self._asked.clear()
             return []
         if self._asked:
             self._pause_ms = min(2 * self._pause_ms, RESEND_MS_MAX)
-        ranges = chunks.missing_ranges(file, self._have[file.digest])
+        most = WANT_CHUNKS_MAX if bytes_left is None else max(1, bytes_left // file.chunk_bytes)
+        ranges = chunks.missing_ranges(file, self._have[file.digest], most)
         self._asked = {(file.digest, r.first + i) for r in ranges for i in range(r.count)}
+        base_version = self._base.version if self._base and self._may_patch and file.name == PARAMS_FILE else 0
+        self._by_http = bool(self._url) and not base_version and len(file.chunk_digests) > 1
+        if self._by_http:
+            self._ask_again_at_ms = now_ms + HTTP_PATIENCE_MS
+            return [FetchRanges(self._url, file, ranges)]
         self._ask_again_at_ms = now_ms + self._pause_ms
-        return [Want(file.digest, ranges)]
+        return [Want(file.digest, ranges, base_version)]
 
     def ask_afresh(self) -> None:
-        """The link was lost, or the coordinator is another: whatever was asked will not come."""
+        """The link was lost, or the coordinator is another: whatever was asked of it will not come."""
+        if not self._by_http:
+            self._asked.clear()
+        self._pause_ms = RESEND_MS_MIN
+
+    def pause(self) -> None:
+        """Ask for nothing more until `asks` is called again. What was asked for, by HTTP too, may still come."""
         self._asked.clear()
         self._pause_ms = RESEND_MS_MIN
+
+    def _base_of(self, state: FileState) -> Base | None:
+        """What a patch may start from: the version on flash, if it is of the same base file, else that file's own."""
+        if state.base is not None and state.base.model == self._model:
+            return state.base
+        own = self.manifest.base_version
+        return Base(own, b"", self._model) if own and self._model else None
+
+    def _forget_asked(self, file: File) -> None:
+        self._asked = {(digest, index) for digest, index in self._asked if digest != file.digest}
 
     def _seal_if_full(self, file: File) -> list[Effect]:
         if len(self._have[file.digest]) < len(file.chunk_digests):

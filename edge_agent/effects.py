@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
-from wire.messages import File, Plan
+from wire.messages import File, Patch, Plan, Range, Traffic
 
 
 class Durable(Struct, frozen=True):
@@ -32,6 +32,7 @@ class Job(Struct, frozen=True):
     plan: Plan
     files: tuple[File, ...]
     residual_round_id: int
+    update_bytes_max: int = 0  # of the sealed update, as the owner allows it now; 0: the plan alone decides
 
 
 # Events
@@ -58,16 +59,42 @@ class Received(Struct, frozen=True):
     payload: bytes
 
 
+class Base(Struct, frozen=True):
+    """A whole model version on flash, from which a patch may lead to another."""
+
+    version: int
+    params: bytes  # digest of its params.bin; empty: not known, since model.tflite alone holds them
+    model: bytes  # digest of its model.tflite
+
+
 class FileState(Struct, frozen=True):
-    """What flash holds of the file with this digest: the answer to OpenFile and to SealFile."""
+    """What flash holds of the file with this digest: the answer to OpenFile, SealFile and WritePatch."""
 
     digest: bytes
     ready: bool  # whole, and its SHA-256 is right
     have: frozenset[int]  # indexes of the chunks whose SHA-256 is right
+    patched: bool = False  # a patch that makes it is there
+    patch_failed: bool = False  # one has failed, and none will do any more
+    base: Base | None = None  # the version noted there, from which a patch may start; None: there is none
 
 
 class FileFailed(Struct, frozen=True):
-    """Flash could not do what OpenFile, WriteChunk or SealFile asked: it is full, or ill."""
+    """Flash could not do what OpenFile, WriteChunk, WritePatch or SealFile asked: it is full, or ill."""
+
+    digest: bytes
+    reason: str
+
+
+class Fetched(Struct, frozen=True):
+    """One chunk came by HTTP. Believed by its digest alone."""
+
+    digest: bytes  # of the file
+    index: int
+    data: bytes
+
+
+class FetchFailed(Struct, frozen=True):
+    """HTTP does not bring what FetchRanges asked for."""
 
     digest: bytes
     reason: str
@@ -90,6 +117,13 @@ class TrainingFailed(Struct, frozen=True):
     reason: str
 
 
+class PatchFailed(Struct, frozen=True):
+    """The training child could not make params.bin of its patch: the base, the patch or the result is wrong."""
+
+    round_id: int
+    reason: str
+
+
 class Reading(Struct, frozen=True):
     """What the host says of itself. None is unknown, which is never fine where a limit is set."""
 
@@ -99,6 +133,9 @@ class Reading(Struct, frozen=True):
     num_examples: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
+    day_bytes_left: int | None = None  # of what the owner lets the link carry; None: no limit
+    month_bytes_left: int | None = None
+    traffic: Traffic | None = None  # since the device was enrolled; None: nobody counts
 
 
 class Tick(Struct, frozen=True):
@@ -106,7 +143,19 @@ class Tick(Struct, frozen=True):
 
 
 Event: TypeAlias = (
-    Booted | Connected | Disconnected | Received | FileState | FileFailed | Trained | TrainingFailed | Reading | Tick
+    Booted
+    | Connected
+    | Disconnected
+    | Received
+    | FileState
+    | FileFailed
+    | Fetched
+    | FetchFailed
+    | Trained
+    | TrainingFailed
+    | PatchFailed
+    | Reading
+    | Tick
 )
 
 # Effects
@@ -145,6 +194,27 @@ class SealFile(Struct, frozen=True):
     file: File
 
 
+class WritePatch(Struct, frozen=True):
+    """Keep the patch that makes this file, atomically; answer with FileState or FileFailed."""
+
+    file: File
+    patch: Patch
+
+
+class DropPatch(Struct, frozen=True):
+    """The patch of this file is wrong: delete it, and remember as long as the file is of use that none will do."""
+
+    file: File
+
+
+class FetchRanges(Struct, frozen=True):
+    """Get these chunks by HTTP, in place of what was asked before; answer with Fetched for each, or FetchFailed."""
+
+    url: str  # of the manifest; the file is at {url}/{digest in hex}
+    file: File
+    ranges: tuple[Range, ...]
+
+
 class StartTraining(Struct, frozen=True):
     """Start the training child. It answers with Trained or TrainingFailed."""
 
@@ -172,5 +242,16 @@ class Forget(Struct, frozen=True):
 
 
 Effect: TypeAlias = (
-    Persist | Publish | OpenFile | WriteChunk | SealFile | StartTraining | StopTraining | SetLabel | Forget
+    Persist
+    | Publish
+    | OpenFile
+    | WriteChunk
+    | SealFile
+    | WritePatch
+    | DropPatch
+    | FetchRanges
+    | StartTraining
+    | StopTraining
+    | SetLabel
+    | Forget
 )

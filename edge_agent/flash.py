@@ -1,7 +1,8 @@
 """Durable files: what is on flash after a power cut, and how it gets there.
 
     state.a state.b   the agent's Durable in two slots, written in turn; the newest valid one is true
-    files/            model files named by their SHA-256; `.part` while chunks still come
+    files/            model files named by their SHA-256; `.part` while chunks still come; `.patch`: the signed-for
+                      message of which the training child makes the file, or nothing once a patch of it has failed
     residual/         what error feedback owes, one file per round
     model             which files make the newest whole model version
 
@@ -26,9 +27,10 @@ from typing import TYPE_CHECKING, Any, Final
 import cbor2
 import msgspec
 
-from edge_agent.effects import Durable, FileState
+from edge_agent.effects import Base, Durable, FileState
+from wire import messages
 from wire.chunks import chunk_size
-from wire.messages import File  # noqa: TC001 - msgspec reads the annotation
+from wire.messages import MODEL_FILE, PARAMS_FILE, File, Patch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +40,7 @@ _SLOT: Final = struct.Struct("<4sIQI")  # magic, CRC-32 of all that follows it, 
 _MAGIC: Final = b"HST1"
 _SLOT_BYTES: Final = 128 * 1024  # the largest outbox is one MQTT payload
 _PART: Final = ".part"
+_PATCH: Final = ".patch"
 
 
 class FlashError(Exception):
@@ -89,8 +92,46 @@ def file_path(root: Path, digest: bytes) -> Path:
 def read_model_file(root: Path, files: tuple[File, ...], name: str) -> bytes | None:
     """The content of the one of `files` that bears `name`; None when it is not whole on flash, or there is none."""
     digest = next((file.digest for file in files if file.name == name), b"")
-    data = read_file(file_path(root, digest)) if digest else None
+    return read_whole(root, digest) if digest else None
+
+
+def read_whole(root: Path, digest: bytes) -> bytes | None:
+    """The content of the model file with this SHA-256; None when it is not there, or is something else."""
+    data = read_file(file_path(root, digest))
     return data if data is not None and hashlib.sha256(data).digest() == digest else None
+
+
+def is_whole(root: Path, digest: bytes) -> bool:
+    """Whether the model file with this SHA-256 is there, and is that. Reads it piece by piece."""
+    path = file_path(root, digest)
+    return path.exists() and _digest(path) == digest
+
+
+def complete_file(root: Path, file: File, content: bytes) -> None:
+    """Make `content`, whose SHA-256 the caller has checked, the model file; its chunks and its patch have done."""
+    path = file_path(root, file.digest)
+    part = path.with_suffix(_PART)
+    with _opened(part) as descriptor:  # its room was reserved when the file was opened
+        _write_at(descriptor, 0, content)
+        os.ftruncate(descriptor, len(content))
+        os.fsync(descriptor)
+    part.replace(path)
+    path.with_suffix(_PATCH).unlink(missing_ok=True)
+    _sync_directory(path.parent)
+
+
+def has_patch(root: Path, file: File) -> bool:
+    """Whether a patch of this file waits to be applied."""
+    return bool(read_file(file_path(root, file.digest).with_suffix(_PATCH)))
+
+
+def read_patch(root: Path, digest: bytes) -> Patch | None:
+    """The patch that makes the file with this SHA-256; None when there is none, or it is damaged."""
+    try:
+        patch = messages.decode(read_file(file_path(root, digest).with_suffix(_PATCH)) or b"")
+    except messages.MessageError:
+        return None
+    return patch if isinstance(patch, Patch) and patch.digest == digest else None
 
 
 def residual_path(root: Path, round_id: int) -> Path:
@@ -167,12 +208,42 @@ class Flash:
         with _opened(part) as descriptor:
             os.posix_fallocate(descriptor, 0, file.size_bytes)
             os.ftruncate(descriptor, file.size_bytes)
-            return FileState(file.digest, ready=False, have=_true_chunks(descriptor, file))
+            have = _true_chunks(descriptor, file)
+        if file.name != PARAMS_FILE:
+            return FileState(file.digest, ready=False, have=have)
+        patch = path.with_suffix(_PATCH)
+        if patch.exists() and not patch.stat().st_size:
+            return FileState(file.digest, ready=False, have=have, patch_failed=True)
+        if read_patch(self.root, file.digest) is not None:
+            return FileState(file.digest, ready=False, have=have, patched=True)
+        patch.unlink(missing_ok=True)  # it is damaged
+        return FileState(file.digest, ready=False, have=have, base=self._base())
+
+    def _base(self) -> Base | None:
+        """The version that is noted, if its params are whole."""
+        digests = {file.name: file.digest for file in self._model.files} if self._model else {}
+        if self._model is None or PARAMS_FILE not in digests or MODEL_FILE not in digests:
+            return None
+        if not is_whole(self.root, digests[PARAMS_FILE]):
+            return None
+        return Base(self._model.version, digests[PARAMS_FILE], digests[MODEL_FILE])
 
     def write_chunk(self, file: File, index: int, data: bytes) -> None:
         """Keep one chunk, whose SHA-256 the caller has checked."""
         with _opened(file_path(self.root, file.digest).with_suffix(_PART)) as descriptor:
             _write_at(descriptor, index * file.chunk_bytes, data)
+
+    def write_patch(self, file: File, patch: Patch) -> FileState:
+        """Keep the patch that makes `file`; and say whether it is there, and what it starts from."""
+        write_file(file_path(self.root, file.digest).with_suffix(_PATCH), messages.encode(patch))
+        return self.open_file(file)
+
+    def drop_patch(self, file: File) -> None:
+        """Empty the patch of `file`, which needs no room: as long as the file is kept, none will be asked for."""
+        with _opened(file_path(self.root, file.digest).with_suffix(_PATCH)) as descriptor:
+            os.ftruncate(descriptor, 0)
+            os.fsync(descriptor)
+        _sync_directory(self.root / "files")
 
     def seal_file(self, file: File) -> FileState:
         """Sync the chunks and make them a model file, if their whole has the right SHA-256."""
@@ -182,21 +253,30 @@ class Flash:
             with _opened(part) as descriptor:
                 os.fsync(descriptor)
             part.replace(path)
+            path.with_suffix(_PATCH).unlink(missing_ok=True)
             _sync_directory(path.parent)
         return self.open_file(file)  # a name proves nothing: this reads it, and takes the name away if it lies
 
     def note_model(self, model: Model) -> None:
-        """Remember which files make the newest whole version, for who wants to predict."""
-        if model != self._model:
+        """Remember which files make the newest version, if all are there, for who predicts and whom a patch finds.
+
+        A name that stands proves itself: nothing bears it before its SHA-256 was right.
+        """
+        if model != self._model and all(file_path(self.root, file.digest).exists() for file in model.files):
             write_file(self.root / "model", _dump(model))
             self._model = model
 
     def forget(self, keep_files: frozenset[bytes] | None, keep_residuals: frozenset[int]) -> None:
-        """Delete every model file and residual that is not to be kept; None keeps all model files."""
+        """Delete every model file and residual that is not to be kept; None keeps all model files.
+
+        Kept are also the newest whole version, and what a kept patch starts from.
+        """
         if keep_files is not None:
-            noted = {file.digest for file in self._model.files} if self._model else set()
-            names = {digest.hex() for digest in keep_files | noted}
-            _delete_but(self.root / "files", names)
+            kept = {file.digest for file in self._model.files} if self._model else set()
+            kept |= keep_files
+            patches = (read_patch(self.root, digest) for digest in keep_files)
+            bases = {patch.base_digest for patch in patches if patch is not None}
+            _delete_but(self.root / "files", {digest.hex() for digest in kept | bases})
         _delete_but(self.root / "residual", {str(round_id) for round_id in keep_residuals})
 
 
@@ -262,5 +342,5 @@ def _sync_directory(path: Path) -> None:
 
 def _delete_but(directory: Path, names: set[str]) -> None:
     for path in directory.iterdir():
-        if path.name.removesuffix(_PART) not in names:
+        if path.name.removesuffix(_PART).removesuffix(_PATCH) not in names:
             path.unlink(missing_ok=True)

@@ -23,9 +23,11 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 import msgspec
 
-from edge_agent import child, config, effects, flash, host, samples, status, story, trainer
+from edge_agent import child, config, effects, flash, host, samples, status, story, traffic
 from edge_agent.agent import Agent, Identity
 from edge_agent.log import log
+from edge_agent.ranges import Fetcher
+from edge_agent.trainings import Trainings
 from wire import keys, topics
 from wire.link import Arrived, Link, LinkDown, LinkEvent, LinkUp
 
@@ -35,7 +37,9 @@ if TYPE_CHECKING:
 READING_MS: Final = 10_000
 INBOX_MAX: Final = 200  # messages beyond are dropped: whoever needs an answer asks again
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_VOLATILE: Final = frozenset({"temperature_c", "battery_rate", "rss_kb"})  # new figures that are worth no write
+_VOLATILE: Final = frozenset(
+    {"temperature_c", "battery_rate", "rss_kb", "account"}
+)  # new figures that are worth no write
 
 
 class ServiceError(Exception):
@@ -48,6 +52,9 @@ class Stop(msgspec.Struct, frozen=True):
     signal_name: str
 
 
+FileEffect: TypeAlias = (
+    effects.OpenFile | effects.WriteChunk | effects.SealFile | effects.WritePatch | effects.DropPatch
+)
 Item: TypeAlias = "Event | LinkDown | child.Ended | Stop"
 
 
@@ -81,14 +88,6 @@ def _give_up(settings: config.Config, error: OSError) -> NoReturn:
     raise ServiceError(f"{what}. Nothing was sent that is not on flash") from error
 
 
-class _Training(msgspec.Struct, eq=False):
-    """One training child and what it is for."""
-
-    child: child.Child
-    round_id: int
-    stopped: str = ""  # why we killed it
-
-
 class Service:
     """Everything that one running agent holds. `run` is its whole life."""
 
@@ -99,9 +98,11 @@ class Service:
         self._flash = flash.Flash(self._root)
         self._kept = self._flash.load()  # what is on flash now
         self._story = story.Story()
+        self._ledger = traffic.Ledger(self._root / "traffic", settings.budget.limits())
         self._began = time.monotonic()
         self._connection = 0  # written by the link's thread alone
-        self._trainings: list[_Training] = []  # the running one last; killed ones until they were logged
+        self._trainings = Trainings(settings, self._flash, self._inbox.put)
+        self._fetcher = Fetcher(self._inbox.put, self._ledger.meter.on_fetched, settings.mqtt.ca_file)
         self._samples: samples.Samples | None = None
         self._samples_reason = ""
         self._link_reason: str | None = ""  # None: it is up
@@ -138,6 +139,7 @@ class Service:
             ca_file=mqtt.ca_file,
             cert_file=mqtt.cert_file,
             key_file=mqtt.key_file,
+            meter=self._ledger.meter,
         )
         return agent, link
 
@@ -157,12 +159,14 @@ class Service:
             ending = f"{type(error).__name__}: {error}"
             raise
         finally:
-            for training in self._trainings:
-                training.child.kill()
+            self._trainings.stop("the agent ends")
+            self._fetcher.stop()
             self._link.stop()
             self._leave(ending)
 
     def _boot(self) -> None:
+        if self._ledger.damaged:
+            log("traffic-lost", reason="the account of bytes was damaged, and begins anew")
         if self._kept.outbox:
             log("outbox-found", round=self._kept.outbox_round_id, digest=_hex_digest(self._kept.outbox))
         self._handle(effects.Booted())
@@ -176,6 +180,7 @@ class Service:
         try:
             self._story.save(self._root / "story", ending)
             status.write(self._root, self._look())
+            self._ledger.save()
         except OSError as error:  # the disk that ended us may be full; what matters is in the slots
             log("story-lost", reason=str(error))
 
@@ -186,7 +191,7 @@ class Service:
         now = self._now_ms()
         if now >= self._next_status_ms:
             self._show(now)
-        if now >= self._next_reading_ms:
+        if now >= self._next_reading_ms or self._ledger.has_moved():
             if not self._link.is_alive():
                 raise ServiceError("the link's thread has ended, which is a fault of ours; starting again mends it")
             return self._reading()
@@ -211,7 +216,8 @@ class Service:
                 log("link", up=1, reason="")
                 self._handle(item)
             case child.Ended():
-                self._on_ended(item)
+                if (meant := self._trainings.on_ended(item)) is not None:
+                    self._handle(meant)
             case _:
                 self._handle(item)
 
@@ -237,13 +243,15 @@ class Service:
         self._next_reading_ms = self._now_ms() + READING_MS
         self._host = host.read()
         self._num_examples = self._count_labelled()
+        account = self._ledger.look()
         return effects.Reading(
-            temperature_c=self._host.temperature_c,
-            battery_rate=self._host.battery_rate,
-            on_mains=self._host.on_mains,
+            **self._host._asdict(),
             num_examples=self._num_examples,
             bytes_up=self._link.bytes_up,
             bytes_down=self._link.bytes_down,
+            day_bytes_left=account.day_left,
+            month_bytes_left=account.month_left,
+            traffic=account.total,
         )
 
     def _count_labelled(self) -> int:
@@ -255,44 +263,6 @@ class Service:
                 log("samples", reason=str(error))
             self._samples, self._samples_reason = None, str(error)
             return 0
-
-    def _on_ended(self, ended: child.Ended) -> None:
-        training = next(training for training in self._trainings if training.child is ended.child)
-        self._trainings.remove(training)
-        answer = trainer.answer_of(ended.answer) if ended.answer else trainer.Answer(reason=ended.reason)
-        reason = training.stopped or answer.reason
-        log(
-            "trainer",
-            round=training.round_id,
-            ok=0 if reason else 1,
-            peak_rss_kb=ended.peak_rss_kb,
-            cpu_s=ended.cpu_s,
-            wall_s=ended.wall_s,
-            reason=reason,
-        )
-        if training.stopped:
-            return  # the agent knows; no answer is owed
-        if reason:
-            self._handle(effects.TrainingFailed(training.round_id, reason))
-            return
-        log(
-            "learned",
-            round=training.round_id,
-            examples=answer.num_examples,
-            held_out=f"{answer.held_out_correct}/{answer.held_out_count}",
-            loss_before=answer.loss_before,
-            loss_after=answer.loss_after,
-            note=answer.note,
-        )
-        self._handle(
-            effects.Trained(
-                training.round_id,
-                answer.payload,
-                answer.num_examples,
-                answer.held_out_correct,
-                answer.held_out_count,
-            )
-        )
 
     # What follows
 
@@ -312,19 +282,20 @@ class Service:
                 self._persist(durable)
             case effects.Publish(topic=topic, payload=payload):
                 self._link.publish(topic, payload)
-            case effects.OpenFile() | effects.WriteChunk() | effects.SealFile():
-                self._perform_on_file(effect)
+            case effects.FetchRanges():
+                self._fetcher.fetch(effect)
             case effects.StartTraining(job=job):
-                self._start(job)
+                if (failed := self._trainings.start(job)) is not None:
+                    self._inbox.put(failed)
             case effects.StopTraining(reason=reason):
-                for training in self._trainings:
-                    training.stopped = training.stopped or f"stopped: {reason}"
-                    training.child.kill()
+                self._trainings.stop(reason)
             case effects.SetLabel(window=window, label=label):
                 if self._samples is not None:
                     self._samples.set_label(window, label)
             case effects.Forget(keep_files=files, keep_residuals=residuals):
                 self._flash.forget(files, residuals)
+            case _:
+                self._perform_on_file(effect)
 
     def _persist(self, durable: effects.Durable) -> None:
         before = self._kept
@@ -337,7 +308,7 @@ class Service:
             verdict = self._agent.receipt.verdict if self._agent.receipt else ""
             log("receipt", round=before.outbox_round_id, verdict=verdict, digest=_hex_digest(before.outbox))
 
-    def _perform_on_file(self, effect: effects.OpenFile | effects.WriteChunk | effects.SealFile) -> None:
+    def _perform_on_file(self, effect: FileEffect) -> None:
         file = effect.file
         try:
             match effect:
@@ -347,29 +318,15 @@ class Service:
                     self._flash.write_chunk(file, index, data)
                 case effects.SealFile():
                     self._inbox.put(self._flash.seal_file(file))
+                case effects.WritePatch(patch=patch):
+                    self._inbox.put(self._flash.write_patch(file, patch))
+                case effects.DropPatch():
+                    self._flash.drop_patch(file)
         except OSError as error:
             if error.errno not in _FULL:
                 raise  # a card that fails may not be believed: end, and start again
             reason = f"no room for {file.name} of {file.size_bytes} bytes: free some space on the disk of {self._root}"
             self._inbox.put(effects.FileFailed(file.digest, reason))
-
-    def _start(self, job: effects.Job) -> None:
-        task = trainer.Task(
-            job,
-            str(self._root),
-            str(self._settings.samples_path),
-            self._settings.samples.held_out_rate,
-            self._settings.samples.features_bytes_max,
-            self._settings.samples.replay,
-        )
-        try:
-            self._flash.note_model(flash.Model(job.base_version, job.plan.train, job.files))
-            running = child.Child("edge_agent.trainer", trainer.tree_of(task), self._inbox.put)
-        except OSError as error:
-            reason = f"the trainer cannot be started: {error.strerror or error}"
-            self._inbox.put(effects.TrainingFailed(job.round_id, reason))
-            return
-        self._trainings.append(_Training(running, job.round_id))
 
     # What is told
 
@@ -383,6 +340,7 @@ class Service:
         self._shown = shown
         try:
             status.write(self._root, look)
+            self._ledger.save_if_due()
         except OSError as error:
             log("status-lost", reason=str(error))
 
@@ -408,10 +366,10 @@ class Service:
             bytes_down=self._link.bytes_down,
             reconnects=self._link.reconnects,
             refused=refused,
-            temperature_c=self._host.temperature_c,
-            battery_rate=self._host.battery_rate,
-            on_mains=self._host.on_mains,
+            **self._host._asdict(),
             rss_kb=_rss_kb(),
+            note=self._trainings.note,
+            account=self._ledger.shown(),
         )
 
     def _now_ms(self) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from edge_agent import flash
+from edge_agent import flash, traffic
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,6 +44,8 @@ class Status(Struct, frozen=True):
     battery_rate: float | None
     on_mains: bool | None
     rss_kb: Annotated[int, Meta(ge=0)]
+    note: str = ""  # what the last training wanted to say: how its update was made to fit, what was lost
+    account: traffic.Shown = traffic.Shown()  # of bytes, since the device was enrolled
 
 
 class StatusError(Exception):
@@ -90,14 +92,34 @@ def as_lines(status: Status, *, running: bool) -> list[str]:
         f"model version {status.model_version}, last round {status.last_round_id}",
         f"outbox: {outbox}" if status.outbox_bytes else "outbox: empty",
         f"{status.num_examples} labelled examples",
+        f"last training: {status.note}" if status.note else "",
         f"{status.bytes_up} bytes sent, {status.bytes_down} received, {status.reconnects} reconnections",
         f"not believed: {refused}" if refused else "",
         (
             f"temperature {_or_unknown(status.temperature_c, ' C')}, battery {_or_unknown(status.battery_rate, '')}, "
             f"{status.rss_kb // 1024} MB of memory"
         ),
+        *_byte_lines(status.account),
     ]
     return [line for line in lines if line]
+
+
+def _byte_lines(account: traffic.Shown) -> list[str]:
+    """Bytes by purpose as a table, and the owner's limits."""
+    if not account.rows:
+        return []
+    heads = ("bytes since it was enrolled", "up", "down", "today", "this month")
+    cells = [heads] + [
+        (row.purpose, *(f"{count:,}" for count in (row.up, row.down, row.today, row.this_month)))
+        for row in account.rows
+    ]
+    bounds = (account.update_bytes_max, account.day_bytes_max, account.month_bytes_max)
+    of = ("an update", "a day", "a month")
+    told = ", ".join(f"{bound:,} bytes {what}" for bound, what in zip(bounds, of, strict=True) if bound)
+    return [
+        *(f"{what:<27}" + "".join(f"{cell:>14}" for cell in row) for what, *row in cells),
+        f"limits: {told}" if told else "",
+    ]
 
 
 def _or_unknown(value: Any, unit: str) -> str:

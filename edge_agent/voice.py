@@ -11,10 +11,10 @@ import msgspec
 
 from edge_agent.effects import Publish
 from wire import envelope, topics
-from wire.messages import Birth, Telemetry, fit_reason
+from wire.messages import Birth, Telemetry, Update, fit_reason
 
 if TYPE_CHECKING:
-    from edge_agent.effects import Durable, Reading
+    from edge_agent.effects import Durable, Job, Reading, Trained
     from wire.messages import Message
 
 
@@ -45,6 +45,18 @@ class Identity(msgspec.Struct, frozen=True):
         birth = Birth(durable.boot, connection, epoch, durable.model_version, num_examples, self.software)
         return self.say(birth, "birth")
 
+    def update(self, job: Job, trained: Trained) -> bytes:
+        """The sealed update that a child's result makes; raises ValueError for what no message can carry."""
+        update = Update(
+            round_id=job.round_id,
+            base_version=job.base_version,
+            num_examples=trained.num_examples,
+            held_out_correct=trained.held_out_correct,
+            held_out_count=trained.held_out_count,
+            payload=trained.payload,
+        )
+        return self.say(update, "update").payload
+
     def telemetry(self, boot: int, sequence: int, work: tuple[str, str], reading: Reading) -> Publish:
         """How we are. `work` is what we do, and why not more."""
         telemetry = Telemetry(
@@ -56,18 +68,19 @@ class Identity(msgspec.Struct, frozen=True):
             bytes_down=reading.bytes_down,
             temperature_c=reading.temperature_c,
             battery_rate=reading.battery_rate,
+            traffic=reading.traffic,
         )
         return self.say(telemetry, "telemetry")
 
-    def hear(self, topic: str, payload: bytes) -> Message:
+    def hear(self, topic: str, payload: bytes) -> envelope.Opened:
         """The message in bytes that arrived on `topic`; raises NotBelieved for all others than our coordinator's."""
         try:
             address = topics.parse(topic)
-            message = envelope.unseal(payload, topic, self.verify_coordinator)
+            opened = envelope.open_sealed(payload, topic, self.verify_coordinator)
         except topics.TopicError as error:
             raise NotBelieved("topic") from error
         except envelope.EnvelopeError as error:
             raise NotBelieved(error.reason) from error
         if address.fleet != self.fleet or address.device_id not in (self.device_id, topics.ALL):
             raise NotBelieved("address")
-        return message
+        return opened

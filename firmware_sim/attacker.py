@@ -10,9 +10,11 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from firmware_sim import keyring
 from wire import envelope, topics
-from wire.messages import Death, Message, Offer, Plan, Receipt, State, Update, digest_of, encode
+from wire.messages import Death, Message, Offer, Patch, Plan, Receipt, State, Update, digest_of, encode
 
 if TYPE_CHECKING:
     from firmware_sim.world import World
@@ -81,7 +83,9 @@ class Attacker:
         rounds = max(1, len(database.rounds))
         row = database.rounds.get(rounds)
         offered = digest_of(encode(row.plan)) if row is not None else bytes(32)
-        version = database.lineage[-1].manifest.model_version
+        manifest = database.lineage[-1].manifest
+        version, params = manifest.model_version, manifest.files[-1].digest
+        elsewhere = msgspec.structs.replace(manifest, model_version=version + 1, url="http://attacker.sim")
         fleet, name = keyring.FLEET, device.name
         update = Update(rounds, version, 40, 0, 0, b"poison")
         outboxes = [payload for topic, payload in self.heard if topic == topics.up(fleet, name, "update")]
@@ -91,6 +95,8 @@ class Attacker:
             (topics.up(fleet, name, "death"), Death(device.life, 1)),
             (topics.dn(fleet, name, "receipt"), receipt),
             (topics.dn(fleet, name, "offer"), Offer(rounds + 1, offered, version, 600_000)),
+            (topics.dn(fleet, name, "patch"), Patch(params, max(0, version - 1), bytes(32), b"poison")),
+            (topics.shared(fleet, "manifest"), elsewhere),
             (topics.shared(fleet, "state"), State(2**40, online=True, round_id=rounds, model_version=version)),
         ]
         plan: Plan | None = row.plan if row is not None else None

@@ -14,9 +14,11 @@ import functools
 import math
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
+import msgspec
+
 from firmware_sim import flash, keyring, witness
 from wire import envelope, topics
-from wire.messages import Manifest, Offer, Receipt, State, Update, digest_of
+from wire.messages import MODEL_FILE, Manifest, Offer, Receipt, State, Update, Want, digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +40,9 @@ INVARIANTS: Final = {
     "finished, then counted": "a finished update is counted once, but for faulty ones and those of older scales",
     "outbox kept": "an outbox is emptied only after a receipt that names its digest was delivered",
     "true model": "a training reads exactly the files of the version that its update names",
+    "true base": "a base file holds the parameters of the version that its manifest says, the first of its epoch",
     "true residual": "a training begins with the residual that the last counted update left",
+    "patch, then whole": "after a patch has failed, its device asks for the whole file and for no other patch of it",
     "one child": "a device never runs two training children",
     "only growing": "epochs, rounds and model versions only grow",
     "timers move on": "after a tick the next one is later",
@@ -75,7 +79,11 @@ class Auditor:
         self._residual: dict[str, int] = dict.fromkeys(fleet, 0)  # device → nonce of the true residual
         self._newest: collections.Counter[str] = collections.Counter()  # what only grows
         self._open = functools.lru_cache(maxsize=4096)(self._unseal)
+        self._failed_patches: set[tuple[str, int, bytes]] = set()  # device, its life, digest of the file
         self.sent_count: collections.Counter[str] = collections.Counter()  # by kind
+        self.patched_count = 0  # files that were made of a patch
+        self.own_count = 0  # of them those that were made of what the base file holds
+        self.fetched_count = 0  # chunks that came by HTTP
 
     # What happens
 
@@ -88,6 +96,8 @@ class Auditor:
                 self._on_said(topic, self._open(topic, payload))
         elif kind == "update":
             self._on_update(client_id, topic, payload)
+        elif kind == "want":
+            self._on_want(client_id, self._open(topic, payload))
 
     def on_delivered(self, client_id: str, topic: str, payload: bytes) -> None:
         """Bytes reach a program."""
@@ -120,6 +130,11 @@ class Auditor:
         """A training child is started."""
         if busy:
             _fail("one child", f"{device} starts another for round {job.round_id}")
+
+    def on_patch_failed(self, device: str, life: int, digest: bytes) -> None:
+        """A training child found that the patch does not make the file with this digest."""
+        self._on_whole(device, life, digest)
+        self._failed_patches.add((device, life, digest))
 
     def on_tick(self, who: str, now_ms: int, wake_at_ms: int | None) -> None:
         """A tick was handled."""
@@ -236,8 +251,10 @@ class Auditor:
                     _fail("store, then say", f"epoch {epoch}, version {version} are not in the database")
             case Manifest(model_version=version):
                 self._grow("model version", version)
-                if message != database.lineage[-1].manifest:
+                newest = msgspec.structs.replace(database.lineage[-1].manifest, url=self._world.url)
+                if message != newest:
                     _fail("store, then say", f"version {version} is not the newest in the database")
+                self._check_base(newest)
             case Offer(round_id=round_id, base_version=base_version):
                 self._grow("round", round_id)
                 row_open = database.rounds.get(round_id)
@@ -245,6 +262,27 @@ class Auditor:
                     _fail("store, then say", f"round {round_id} on version {base_version} is not open in the database")
             case _:
                 pass
+
+    def _check_base(self, manifest: Manifest) -> None:
+        """Does the base file hold what the manifest says, the parameters of the version that opened the epoch?"""
+        database, version = self._world.database, manifest.base_version
+        model = next(database.file(file.digest) for file in manifest.files if file.name == MODEL_FILE)
+        opened = next(v for v in database.lineage if v.manifest.scale_epoch == manifest.scale_epoch)
+        if version != opened.manifest.model_version or witness.own(model) != opened.params:
+            _fail("true base", f"the base of version {manifest.model_version} does not hold that of {version}")
+
+    def _on_want(self, device: str, want: Message | None) -> None:
+        if not isinstance(want, Want):
+            _fail("patch, then whole", f"{device} sent a want that nobody can read")
+        if want.base_version:
+            asking = next(d for d in self._world.devices if d.name == device)
+            self._on_whole(device, asking.life, want.digest)
+            if asking.flash.has_dropped_patch(want.digest):
+                _fail("patch, then whole", f"{device} forgot in an earlier life that a patch has failed")
+
+    def _on_whole(self, device: str, life: int, digest: bytes) -> None:
+        if (device, life, digest) in self._failed_patches:
+            _fail("patch, then whole", f"{device} tries another one of {digest.hex()[:8]}")
 
     def _on_update(self, device: str, topic: str, sealed: bytes) -> None:
         on_flash = next(d.flash.durable for d in self._world.devices if d.name == device)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from wire.messages import Manifest, Plan
 
 OPENED_READ_MAX: Final = 64
+PATCHES_MAX: Final = 4  # versions that one patch may span; a real store keeps more, and drops them one day, too
 
 
 class IntegrityError(ValueError):
@@ -95,6 +96,14 @@ class Database:
             {(m.device_id, m.round_id): Counted(commit.manifest.model_version, m.weight) for m in commit.members}
         )
         self.rounds[commit.row.round_id] = commit.row
+
+    def base_of_patch(self, base_version: int) -> bytes | None:
+        """The parameters of this version, where the patches from it to the newest are all kept; else None."""
+        newest = self.lineage[-1].manifest
+        if not 0 <= newest.model_version - base_version <= PATCHES_MAX:
+            return None
+        base = self.lineage[base_version - 1]
+        return base.params if base.manifest.scale_epoch == newest.scale_epoch else None
 
     def file(self, digest: bytes) -> bytes:
         """The content of a file of any version."""

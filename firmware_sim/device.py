@@ -14,14 +14,18 @@ import math
 import random
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from edge_agent.agent import Agent
 from edge_agent.budget import Limits
 from edge_agent.effects import (
     Booted,
     Connected,
     Disconnected,
+    DropPatch,
     Effect,
     Event,
+    FetchRanges,
     FileFailed,
     Forget,
     OpenFile,
@@ -35,12 +39,14 @@ from edge_agent.effects import (
     StopTraining,
     Tick,
     WriteChunk,
+    WritePatch,
 )
 from edge_agent.voice import Identity
 from firmware_sim import keyring
 from firmware_sim.flash import Flash
 from firmware_sim.link import Line
 from firmware_sim.trainer import Trainer
+from firmware_sim.web import Fetcher
 from wire import topics
 
 if TYPE_CHECKING:
@@ -67,6 +73,7 @@ class Device:
         self.life = 0  # counts starts; what was planned in an earlier life is void
         self._world = world
         self._trainer = Trainer(world, self)
+        self._fetcher = Fetcher(world, self)
         self._key = key
         self._started_ms = 0
         self._clock_rate = 1.0 + world.weather.drift_rate_max * world.random.uniform(-1, 1)
@@ -196,7 +203,9 @@ class Device:
         hot = world.chance(world.weather.hot_rate, "hot")
         if self._num_examples == 0 and world.random.random() < 0.1:
             self._num_examples = EXAMPLES
-        self.handle(Reading(temperature_c=95.0 if hot else 45.0, num_examples=self._num_examples))
+        left = 0 if world.chance(world.weather.bytes_spent_rate, "bytes_spent") else None
+        celsius = 95.0 if hot else 45.0
+        self.handle(Reading(temperature_c=celsius, num_examples=self._num_examples, day_bytes_left=left))
         world.at(READING_MS, self._read_host, life)
 
     # The link
@@ -228,6 +237,12 @@ class Device:
                     self._later(FileFailed(file.digest, "No space left on device\n"))
                 else:
                     self.flash.write_chunk(file.digest, index, data)
+            case WritePatch():
+                self._write_patch(effect)
+            case DropPatch(file=file):
+                self.flash.write_patch(file, None)
+            case FetchRanges():
+                self._fetcher.fetch(effect)
             case SealFile(file=file):
                 if self._world.chance(self._world.weather.rot_rate, "rot"):
                     self.flash.rot(file.digest)
@@ -240,6 +255,17 @@ class Device:
                 self.flash.forget(keep_files, keep_residuals)
             case SetLabel():
                 pass  # this fleet labels nothing
+
+    def _write_patch(self, effect: WritePatch) -> None:
+        patch, weather = effect.patch, self._world.weather
+        if self._world.chance(weather.write_fails_rate, "write_fails"):
+            self._later(FileFailed(effect.file.digest, "No space left on device\n"))
+            return
+        if self._world.chance(weather.patch_rot_rate, "patch_rot"):
+            at = self._world.random.randrange(len(patch.payload))
+            payload = patch.payload[:at] + bytes([patch.payload[at] ^ 1]) + patch.payload[at + 1 :]
+            patch = msgspec.structs.replace(patch, payload=payload)
+        self._later(self.flash.write_patch(effect.file, patch))
 
     def _later(self, event: Event) -> None:
         self._world.at(FLASH_MS, self.answer, self.life, event)

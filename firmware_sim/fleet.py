@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 from broker import mqtt_server
 from broker.config import load
 from broker.plans import plan_of
-from broker.registry import params_bytes_of
+from broker.registry import model_of, params_bytes_of
 from broker.store import Store
 from broker.versions import frame_under
 from engine.frame import frame_of
@@ -110,7 +110,8 @@ class _Run:
         self._chaos = Chaos(plan(wish.rounds) if wish.chaos else [], self._crew, wish.seed)
         self._watch: Watch = follow(coordinator.log, {name: program.log for name, program in agents.items()})
         first = Numbers(params_bytes_of(site.first.manifest, site.first.blobs.__getitem__), site.first.remainder)
-        self._lineage = Lineage(frame_of(wish.model, wish.train), first, 1.0)
+        base = model_of(site.first.manifest, site.first.blobs.__getitem__)
+        self._lineage = Lineage(frame_of(base, wish.train), first, 1.0)
         self._rows: list[Row] = []
         self._notes: list[str] = []
         self._heard_of_s = time.monotonic()

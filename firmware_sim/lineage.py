@@ -9,7 +9,8 @@ takes the first version's parameters and adds, version by version, the updates t
 another order and another grouping than the coordinator. Sums are exact integers, so the result must have the very
 SHA-256 that the version's manifest names; and where the manifest brings a new base file, so must the base that the
 auditor rescales itself. Where it has not, the auditor tries each member out, and twice, and says which one was lost or
-doubled.
+doubled. A version may hold a part of its round back; whether that part is right shows in the newest version, of which
+the store still has the master. Where nothing explains a version, the auditor goes on from there, too.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 from broker.effects import Pending
 from broker.registry import model_of
 from broker.rounds import weigh
+from broker.versions import publish_max
 from engine import master, ring
 from engine.codec import payload as payloads
 from engine.frame import frame_of
@@ -33,10 +35,9 @@ if TYPE_CHECKING:
 
     from broker.rows import StoredUpdate, VersionRow
     from broker.store import Store
-    from engine.codec.sparse import Sparse
-    from engine.codec.steps import Steps
+    from engine.codec.update import Update as Numbered
     from engine.frame import Frame
-    from wire.messages import Update
+    from wire.messages import Plan, Update
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Member:
     """One update as a version should count it, with its weight."""
 
     key: tuple[str, int]  # (device_id, round_id)
-    update: Sparse | Steps
+    update: Numbered
     weight: int
 
 
@@ -62,8 +63,9 @@ class Lineage:
     """The numbers of one version after the other, recomputed. Starts from version 1's own."""
 
     frame: Frame
-    numbers: Numbers
+    numbers: Numbers | None  # None: not known, since nothing explained a version; no later one can be proved
     learning_rate: float
+    publish_rate: float = 0.0  # as the coordinator's configuration says it
     version: int = 1
     proved: list[int] = field(default_factory=list)  # versions with the digest that they should have
     wrong: list[int] = field(default_factory=list)  # versions with another one
@@ -76,20 +78,18 @@ class Lineage:
         rows = {row.model_version: row for row in store.versions()}
         if self.version + 1 not in rows:
             return
-        weight_max = {row.round_id: row.plan.num_examples_max for row in store.rounds()}
+        plans = {row.round_id: row.plan for row in store.rounds()}
         counted = [update for update in store.updates() if (update.counted_in or 0) > self.version]
         while (row := rows.get(self.version + 1)) is not None:
             mine = [update for update in counted if update.counted_in == row.model_version]
-            members = [self._member(store, update, heard(update.digest), weight_max) for update in mine]
-            self._check(store, row, members)
+            members = [self._member(store, update, heard(update.digest), plans) for update in mine]
+            self._check(store, row, members, publish_max(self.publish_rate, plans[row.round_id]))
 
-    def _member(
-        self, store: Store, stored: StoredUpdate, update: Update | None, weight_max: Mapping[int, int]
-    ) -> Member:
+    def _member(self, store: Store, stored: StoredUpdate, update: Update | None, plans: Mapping[int, Plan]) -> Member:
         """What the update is by itself; by the store only where the wire did not show it."""
         if update is not None:
             payload, base_version = update.payload, update.base_version
-            weight = min(update.num_examples, weight_max[update.round_id])
+            weight = min(update.num_examples, plans[update.round_id].num_examples_max)
         else:
             self.from_store += 1
             payload, base_version, weight = (
@@ -99,20 +99,23 @@ class Lineage:
             )
         pending = weigh(Pending(stored.device_id, stored.round_id, base_version, weight), self.version)
         size = self.frame.suffix.num_params
-        update_ = payloads.decode(payload, self.frame.lane, size=size, k_max=size)
+        update_ = payloads.decode(payload, self.frame.shapes, lane=self.frame.lane, k_max=size, coding="context")
         return Member((stored.device_id, stored.round_id), update_, pending.weight)
 
-    def _check(self, store: Store, row: VersionRow, members: Sequence[Member]) -> None:
+    def _check(self, store: Store, row: VersionRow, members: Sequence[Member], most: int) -> None:
         manifest = store.manifest(row.model_version)
         assert manifest is not None, "a version that is listed has a manifest"
         base = next(file.digest for file in manifest.files if file.name == MODEL_FILE)
         grows = base != hashlib.sha256(self.frame.model).digest()
+        remainder = store.remainder(row.model_version)  # empty unless it is the newest version
         self.version = row.model_version
 
         def explains(tried: Sequence[Member]) -> bool:
-            frame, numbers = self._add(tried, grows=grows)
+            if self.numbers is None:
+                return False
+            frame, numbers = self._add(self.numbers, tried, most, grows=grows)
             digests = hashlib.sha256(numbers.published).digest(), hashlib.sha256(frame.model).digest()
-            if digests != (row.params_digest, base):
+            if digests != (row.params_digest, base) or numbers.remainder != (remainder or numbers.remainder):
                 return False
             self.frame, self.numbers = frame, numbers
             return True
@@ -129,18 +132,18 @@ class Lineage:
                     return
         # Nothing explains it: no member of this version is proved. Go on from what the coordinator made of it.
         self.left_out += [member.key for member in members]
-        self.numbers = Numbers(store.blob(row.params_digest), store.remainder(row.model_version))
+        self.numbers = Numbers(store.blob(row.params_digest), remainder) if remainder else None
         if grows:
             self.frame = frame_of(model_of(manifest, store.blob), self.frame.suffix.train)
 
-    def _add(self, members: Sequence[Member], *, grows: bool) -> tuple[Frame, Numbers]:
+    def _add(self, numbers: Numbers, members: Sequence[Member], most: int, *, grows: bool) -> tuple[Frame, Numbers]:
         """The next numbers, summed from the last member to the first, in two groups that are merged."""
         size, lane = self.frame.suffix.num_params, self.frame.lane
         groups = [ring.empty(size, lane), ring.empty(size, lane)]
         for at, member in enumerate(reversed(members)):
             groups[at % 2] = ring.add(groups[at % 2], member.update, member.weight)
         step = ring.mean_step(ring.merge(*groups), self.learning_rate)
-        after, _ = master.advance(self.frame, self.numbers, step)
+        after, _ = master.advance(self.frame, numbers, step, publish_max=most)
         return (grows and grown(self.frame, after)) or (self.frame, after)
 
 

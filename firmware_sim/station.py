@@ -6,6 +6,7 @@ them. What survives is in `world.database`; the next coordinator is built from i
 
 from __future__ import annotations
 
+import hashlib
 import random
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +25,7 @@ from broker.effects import (
     Received,
     RoundsRead,
     SendChunk,
+    SendPatch,
     StoreEpoch,
     StoreRound,
     StoreSeen,
@@ -34,9 +36,11 @@ from broker.voice import Identity
 from firmware_sim import keyring, witness
 from firmware_sim.link import Line
 from wire import chunks, envelope, topics
+from wire.messages import Patch
 
 if TYPE_CHECKING:
     from firmware_sim.world import Fate, World
+    from wire.messages import Message
 
 EXIT_MS: Final = 2_000
 
@@ -90,7 +94,7 @@ class Station:
         self.life += 1
         self._armed_ms = None
         world.note(keyring.COORDINATOR, f"starts, life {self.life}")
-        identity = Identity(keyring.FLEET, world.coordinator_key.sign, keyring.verifier, witness.admit)
+        identity = Identity(keyring.FLEET, world.coordinator_key.sign, keyring.verifier, witness.admit, world.url)
         chance = random.Random(f"{world.seed}/coordinator/{self.life}")
         self.coordinator = Coordinator(identity, world.database.snapshot(), chance)
         self.line = Line(
@@ -160,8 +164,9 @@ class Station:
             case Publish(topic=topic, payload=payload, retain=retain):
                 self._publish(topic, payload, retain=retain)
             case SendChunk(topic=topic, file=file, index=index):
-                chunk = chunks.chunk_at(database.file(file.digest), file, index)
-                self._publish(topic, envelope.seal(chunk, topic, self._world.coordinator_key.sign), retain=False)
+                self._say(topic, chunks.chunk_at(database.file(file.digest), file, index))
+            case SendPatch():
+                self._send_patch(effect)
             case StoreEpoch(epoch=epoch):
                 database.epoch = epoch
             case StoreSeen():
@@ -178,6 +183,21 @@ class Station:
                 self._world.note(keyring.COORDINATOR, f"commits round {effect.row.round_id}", effect.made.params)
                 database.commit_round(effect)
 
+    def _send_patch(self, effect: SendPatch) -> None:
+        """Never shorter than the chunks, and sent all the same: that patches do their work is what is to be seen."""
+        database, file = self._world.database, effect.file
+        base = database.base_of_patch(effect.base_version)
+        if base is None:
+            for part in effect.otherwise:
+                self._perform(part)
+            return
+        base_digest = hashlib.sha256(base).digest()
+        payload = witness.patch(base_digest, database.file(file.digest))
+        self._say(effect.topic, Patch(file.digest, effect.base_version, base_digest, payload))
+
+    def _say(self, topic: str, message: Message) -> None:
+        self._publish(topic, envelope.seal(message, topic, self._world.coordinator_key.sign), retain=False)
+
     def _publish(self, topic: str, payload: bytes, *, retain: bool) -> None:
         if self.line is not None:
             self.line.publish(topic, payload, retain=retain)
@@ -190,7 +210,7 @@ class Station:
             rows = [database.updates[member.device_id, member.round_id] for member in work.members]
             params = witness.add(database.lineage[-1].params, [row.payload for row in rows])
             grows = work.may_rescale and world.chance(world.weather.rescale_rate, "rescale")
-            model = witness.base(work.manifest.scale_epoch + 1) if grows else b""
+            model = witness.base(work.manifest.scale_epoch + 1, params) if grows else b""
             event = Aggregated(work.round_id, params, None, None, model=model)
         world.at(takes_ms, self._answer, self.life, event)
 

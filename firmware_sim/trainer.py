@@ -1,22 +1,27 @@
 """A device's training child, simulated: it takes time, fails, hangs, and may finish when nobody wants it to.
 
 It reads the model files and the residual from flash as the real child does, and its update is a witness of what it
-read (see `witness`). The residual that it leaves is on flash before it answers.
+read (see `witness`). Where a patch waits in the place of the parameters, it applies that first, to a file of flash or
+to what the base file holds, and leaves their file; a power cut may come before and after. The residual that it leaves
+is on flash before it answers.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from edge_agent.effects import Trained, TrainingFailed
+from edge_agent.effects import PatchFailed, Trained, TrainingFailed
 from firmware_sim import witness
+from wire.messages import MODEL_FILE, PARAMS_FILE, digest_of
 
 if TYPE_CHECKING:
     from edge_agent.effects import Event, Job
     from firmware_sim.device import Device
     from firmware_sim.world import World
+    from wire.messages import Patch
 
 EXAMPLES: Final = 96  # more than the plan lets a device weigh
+PATCH_MS_MAX: Final = 1_000
 LATE_MS_MAX: Final = 5_000  # the result that crossed with the order to stop
 NASTY: Final = "no such file:\n\tTraceback (most recent call last)\x1b[31m" + "~" * 200
 
@@ -38,7 +43,13 @@ class Trainer:
         self._child += 1
         self._job, self._late = job, False
         world.note(self._device.name, f"trains round {job.round_id} on version {job.base_version}")
-        takes_ms = 1 + world.random.randrange(weather.train_ms_max)
+        self._device.flash.note(job)
+        patch = next((self._device.flash.patch(f.digest) for f in job.files if f.name == PARAMS_FILE), None)
+        patch_ms = 0
+        if patch is not None:
+            patch_ms = 1 + world.random.randrange(PATCH_MS_MAX)
+            world.at(patch_ms, self._apply, self._child, patch)
+        takes_ms = patch_ms + 1 + world.random.randrange(weather.train_ms_max)
         if world.chance(weather.train_hangs_rate, "train_hangs"):
             self._late = world.chance(weather.late_result_rate, "late_result")
         elif world.chance(weather.train_memory_rate, "train_memory"):
@@ -61,18 +72,42 @@ class Trainer:
         self._job = None
         self._child += 1
 
+    def _apply(self, child: int, patch: Patch) -> None:
+        """Make the parameters of their patch, or answer that it cannot be done."""
+        job, world, flash = self._job, self._world, self._device.flash
+        if child != self._child or job is None:
+            return
+        file = next(file for file in job.files if file.name == PARAMS_FILE)
+        if world.chance(world.weather.base_lost_rate, "base_lost"):
+            flash.lose(patch.base_digest)
+        base = flash.sealed(patch.base_digest)
+        if base is None:
+            model = flash.sealed(next(file.digest for file in job.files if file.name == MODEL_FILE))
+            base = witness.own(model or b"")
+            world.auditor.own_count += digest_of(base) == patch.base_digest
+        made = witness.apply_patch(base, patch.payload)
+        if made is None or digest_of(made) != file.digest:
+            self._job = None
+            world.auditor.on_patch_failed(self._device.name, self._device.life, file.digest)
+            self._device.handle(PatchFailed(job.round_id, NASTY))
+            return
+        world.note(self._device.name, f"makes version {job.base_version} of a patch from {patch.base_version}")
+        world.auditor.patched_count += 1
+        flash.complete(file, made)
+
     def _finish(self, child: int, event: Event | None) -> None:
         job = self._job
         if child != self._child or job is None:
             return
         event = self._result(job) if event is None else event
         self._job = None
+        self._device.flash.note(job)
         self._device.handle(event)
 
     def _result(self, job: Job) -> Event:
         """What a child that came to its end answers."""
         world, flash = self._world, self._device.flash
-        contents = [flash.model(file) for file in job.files]
+        contents = [flash.sealed(file.digest) for file in job.files]
         if any(content is None for content in contents):
             return TrainingFailed(job.round_id, "a model file is not on flash")
         residual = 0

@@ -34,6 +34,8 @@ class Weather(Struct, frozen=True, forbid_unknown_fields=True):
     torn_rate: float = 0.0  # of cuts before a chunk: half of it is on flash
     write_fails_rate: float = 0.0  # of chunks: the disk is full, nothing is kept
     rot_rate: float = 0.0  # of seals: one chunk changed since it was written
+    patch_rot_rate: float = 0.0  # of patches that are written: one byte changes
+    base_lost_rate: float = 0.0  # of patches that are applied: what they start from is gone
     # its link
     link_break_every_ms: int = 0  # per connection
     silent_rate: float = 0.0  # of breaks: nobody is told, both ends wait for their keepalive
@@ -43,6 +45,10 @@ class Weather(Struct, frozen=True, forbid_unknown_fields=True):
     drop_rate: float = 0.0  # on a link that stands: a full queue, at either end or in the MQTT server
     connect_fails_rate: float = 0.0
     takeover_will_rate: float = 1.0  # does the MQTT server publish the will of a connection that was taken over?
+    # an HTTP server beside the MQTT server
+    http_rate: float = 0.0  # of worlds: there is one
+    http_fails_rate: float = 0.0  # of answers
+    http_hangs_rate: float = 0.0  # of answers: none ever comes
     # the MQTT server
     server_restart_every_ms: int = 0
     server_down_ms_max: int = 1_000
@@ -64,6 +70,7 @@ class Weather(Struct, frozen=True, forbid_unknown_fields=True):
     bad_payload_rate: float = 0.0  # a faulty device, whose update must be refused
     # the host and the operator
     hot_rate: float = 0.0  # of readings
+    bytes_spent_rate: float = 0.0  # of readings: the link may carry nothing more for now
     drift_rate_max: float = 0.0  # a device's clock runs faster or slower by as much
     examples_late_rate: float = 0.0  # devices that begin with no labelled example
     enrol_late_rate: float = 0.0  # devices that are enrolled only later

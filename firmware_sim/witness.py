@@ -7,6 +7,8 @@ device and round, whether its update is lost (0), counted (1), or counted twice 
 The payload also names the residual that the training began with and the model that it read, and a number that no
 two trainings share: who trains a round twice makes two different updates. This is a format of the simulator's own;
 `admit` is its parser, as `engine.codec` is the product's.
+
+A patch of it is no shorter than what it makes: it only behaves like one. It fits one content, and says so of others.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ NO_RESIDUAL: Final = 2**64 - 1  # the residual that the job named was not on fla
 
 _FORM: Final = struct.Struct("<4sHIQQ8s")
 _MAGIC: Final = b"WIT1"
+_PATCH: Final = b"P"
+_DIGEST_BYTES: Final = 32
+_FROZEN_BYTES: Final = 320
 
 
 class Witness(NamedTuple):
@@ -55,9 +60,14 @@ def admit(payload: bytes, plan: Plan) -> str | None:
     return None if decode(payload) is not None else f"not a witness:\n\t{payload[:40].decode('latin-1')}" + "\x00" * 200
 
 
-def base(scale_epoch: int) -> bytes:
-    """The base file of a scale epoch."""
-    return hashlib.sha512(f"base {scale_epoch}".encode()).digest() * 5
+def base(scale_epoch: int, params: bytes) -> bytes:
+    """The base file of a scale epoch, which holds the parameters of the version that opens it."""
+    return (hashlib.sha512(f"base {scale_epoch}".encode()).digest() * 5)[:_FROZEN_BYTES] + params
+
+
+def own(model: bytes) -> bytes:
+    """The parameters that a base file itself holds."""
+    return model[_FROZEN_BYTES:]
 
 
 def empty(devices: int) -> bytes:
@@ -80,6 +90,19 @@ def count(params: bytes, index: int, round_id: int) -> int:
     """How often the update of this device and round is in the parameters."""
     (number,) = struct.unpack_from("<q", params, 8 * index)
     return int(number) >> 2 * (round_id - 1) & 3
+
+
+def patch(base_digest: bytes, params: bytes) -> bytes:
+    """The payload of a patch that makes `params` of the content with this SHA-256, and of no other."""
+    return _PATCH + base_digest + params
+
+
+def apply_patch(base: bytes, payload: bytes) -> bytes | None:
+    """What the patch makes of `base`; None where it is no patch, or one of another base."""
+    start = len(_PATCH) + _DIGEST_BYTES
+    if payload[:start] != _PATCH + hashlib.sha256(base).digest() or len(payload) == start:
+        return None
+    return payload[start:]
 
 
 def model_mark(contents: Iterable[bytes]) -> bytes:

@@ -25,6 +25,7 @@ from firmware_sim.device import Device
 from firmware_sim.link import Server
 from firmware_sim.station import Station
 from firmware_sim.weather import CALM
+from firmware_sim.web import URL
 from wire import chunks
 from wire.messages import MODEL_FILE, PARAMS_FILE, Manifest, Plan
 
@@ -102,6 +103,7 @@ class World:
         self._heap: list[tuple[int, int, Callable[..., None], tuple[object, ...]]] = []
         self._planned = 0
         self._digest = hashlib.sha256()
+        self.url = URL if self.chance(weather.http_rate, "http") else ""  # where model files are besides
         names = [f"device-{index:02}" for index in range(devices)]
         self.coordinator_key = keyring.make(keyring.COORDINATOR, seed, real=real_keys)
         device_keys = {name: keyring.make(name, seed, real=real_keys) for name in names}
@@ -251,9 +253,10 @@ class World:
 
     def _found(self, fleet: dict[str, str]) -> Database:
         """What `broker init` leaves: version 1 of the model, in small chunks so that fetching takes a while."""
-        base, params = witness.base(0), witness.empty(len(fleet) + len(self.late))
+        params = witness.empty(len(fleet) + len(self.late))
+        base = witness.base(0, params)
         files = (chunks.split(MODEL_FILE, base, chunk_bytes=32), chunks.split(PARAMS_FILE, params))
-        manifest = Manifest("witness", 1, 0, PLAN.num_params, files)
+        manifest = Manifest("witness", 1, 0, PLAN.num_params, files, base_version=1)
         contents = {file.digest: data for file, data in zip(files, (base, params), strict=True)}
         return Database(fleet, ModelVersion(manifest, params), contents)
 

@@ -29,16 +29,26 @@ FLEET_TESTS = (
     "tests/fleet/test_weather.py",
     f"{STORM}[0]",
     "tests/fleet/test_cuts.py",
+    "tests/edge_agent/test_download.py",
     "tests/edge_agent/test_agent.py",  # last: what only a scripted test finds is a fault that the weather lacks
     "tests/broker/test_coordinator.py",
 )
 PARALLEL = 2
 TIMEOUT_S = 600
 
-NUMBERS_TESTS = ("tests/engine/test_steps.py", "tests/engine/test_master.py", "tests/edge_agent/test_trainer.py")
+NUMBERS_TESTS = (
+    "tests/engine/test_steps.py",
+    "tests/engine/test_residual.py",
+    "tests/engine/test_master.py",
+    "tests/edge_agent/test_trainer.py",
+)
+BYTES_TESTS = ("tests/wire/test_meter.py", "tests/edge_agent/test_traffic.py")
 NUMBERS = ("engine/", "edge_agent/trainer.py")  # what those tests are for
+BYTES = ("wire/meter.py", "edge_agent/traffic.py")
 AGENT = "edge_agent/agent.py"
 DOWNLOAD = "edge_agent/download.py"
+OUTBOX = "edge_agent/outbox.py"
+PRESENCE = "edge_agent/presence.py"
 COORDINATOR = "broker/coordinator.py"
 ROUNDS = "broker/rounds.py"
 SESSIONS = "broker/sessions.py"
@@ -69,8 +79,8 @@ MUTANTS = (
     ),
     Mutant(
         AGENT,
-        "self._outbox_digest, self._birth_digest):",
-        "self._birth_digest,):",
+        "self._outbox_digest, self._presence.birth_digest):",
+        "self._presence.birth_digest,):",
         "empties the outbox when nobody knows it",
     ),
     Mutant(
@@ -80,15 +90,15 @@ MUTANTS = (
         "trains the next round while the outbox is full",
     ),
     Mutant(
-        AGENT,
-        "self._resend_at_ms = now_ms + self._resend_ms // 2 + self._jitter.randrange(self._resend_ms)",
-        "self._resend_at_ms = None",
+        OUTBOX,
+        "self.due_ms = now_ms + self._pause_ms // 2 + self._jitter.randrange(self._pause_ms)",
+        "self.due_ms = None",
         "sends an update once, and never again",
     ),
     Mutant(
-        AGENT,
-        "self._resend_ms = min(self._resend_ms * 2, RESEND_MS_MAX)",
-        "self._resend_ms = RESEND_MS_MIN",
+        OUTBOX,
+        "self._pause_ms = min(self._pause_ms * 2, RESEND_MS_MAX)",
+        "self._pause_ms = RESEND_MS_MIN",
         "resends every few seconds for days",
     ),
     Mutant(
@@ -105,19 +115,24 @@ MUTANTS = (
     ),
     Mutant(
         AGENT,
-        "self._connection, self._resend_at_ms = None, None",
-        "self._connection, self._resend_at_ms, self._training = None, None, None",
+        "self._presence.connection = None",
+        "self._presence.connection = self._training = None",
         "one machine for link and work: a lost link forgets the training",
     ),
     # the agent: what it says and whom it believes
     Mutant(
         AGENT,
-        "        self._epoch = state.epoch\n        self._resend_ms = RESEND_MS_MIN\n",
-        "        self._epoch = state.epoch\n        return []\n",
+        "        self._presence.epoch = state.epoch\n        self._outbox.hurry()\n",
+        "        self._presence.epoch = state.epoch\n        return []\n",
         "ignores a new epoch: no birth, no resend",
     ),
     Mutant(AGENT, "boot=self.durable.boot + 1", "boot=self.durable.boot", "does not count its boots"),
-    Mutant(AGENT, "[] if self._answered else [self._birth()]", "[]", "never repeats a birth that nobody answers"),
+    Mutant(
+        PRESENCE,
+        "[] if self._answered else [self.birth(durable, reading)]",
+        "[]",
+        "never repeats a birth that nobody answers",
+    ),
     Mutant(AGENT, "if manifest.model_version < known:", "if manifest.model_version < 0:", "believes an old manifest"),
     Mutant(
         AGENT,
@@ -134,7 +149,7 @@ MUTANTS = (
     Mutant(
         AGENT,
         "self._offer = None  # the pause",
-        "self._offer, self._retry_at_ms = None, None  # the pause",
+        "self._offer, self._tries.due_ms = None, None  # the pause",
         "takes the late answer of a stopped child for the next one's: no pause between them",
     ),
     Mutant(
@@ -144,16 +159,42 @@ MUTANTS = (
         "        if False:\n            self._download = None",
         "keeps fetching the version before",
     ),
+    Mutant(AGENT, "return [*drops, *self._advance(now_ms)]", "return self._advance(now_ms)", "keeps a wrong patch"),
+    Mutant(
+        AGENT,
+        "return self._on_patch_failed(event, now_ms)",
+        "return self._on_training_failed(event.round_id, event.reason, now_ms)",
+        "gives up a round over a wrong patch",
+    ),
     # the download
     Mutant(
         DOWNLOAD,
-        "        self._asked = {(file.digest, r.first + i) for r in ranges for i in range(r.count)}\n"
-        "        self._ask_again_at_ms = now_ms + self._pause_ms\n",
-        "        self._asked = {(file.digest, r.first + i) for r in ranges for i in range(r.count)}\n"
-        "        self._ask_again_at_ms = 2**52\n",
+        "        self._ask_again_at_ms = now_ms + self._pause_ms\n        return [Want",
+        "        self._ask_again_at_ms = 2**52\n        return [Want",
         "asks for a chunk once, and never again",
     ),
-    Mutant(DOWNLOAD, "        if state.ready:\n", "        if True:\n", "takes every file for whole"),
+    Mutant(DOWNLOAD, "if state.ready or state.patched:", "if True:", "takes every file for whole"),
+    Mutant(DOWNLOAD, "if state.ready or state.patched:", "if state.ready:", "does not see that a patch is on flash"),
+    Mutant(DOWNLOAD, 'self._url = ""\n', "pass\n", "waits for a web server that never answers"),
+    Mutant(
+        DOWNLOAD,
+        "None if state.patch_failed else self._base_of(state)",
+        "self._base_of(state)",
+        "asks for a patch from the base file after one has failed",
+    ),
+    Mutant(
+        DOWNLOAD,
+        'return Base(own, b"", self._model) if own and self._model else None',
+        "return None",
+        "does not see that the base file holds a version",
+    ),
+    Mutant(DOWNLOAD, " and state.base.model == self._model", "", "patches params of other scales"),
+    Mutant(
+        DOWNLOAD,
+        ' or base.params not in (b"", patch.base_digest)',
+        "",
+        "takes a patch of other params",
+    ),
     Mutant(
         DOWNLOAD,
         "self._pause_ms = min(2 * self._pause_ms, RESEND_MS_MAX)",
@@ -208,8 +249,8 @@ MUTANTS = (
     ),
     Mutant(
         COORDINATOR,
-        "[StoreRound(row), self._id.share(",
-        "[self._id.share(",
+        "[StoreRound(row), *plan_told,",
+        "[*plan_told,",
         "opens a round without storing it",
     ),
     Mutant(
@@ -227,14 +268,14 @@ MUTANTS = (
     # the coordinator: rounds that the operator gives up
     Mutant(
         COORDINATOR,
-        "return [StoreRound(row), *told, *self._open_next(now_ms)]",
-        "return [*told, *self._open_next(now_ms)]",
+        "return [StoreRound(row), *(self._open_or_idle(now_ms) if self._up else [])]",
+        "return self._open_or_idle(now_ms) if self._up else []",
         "does not store that a round was cancelled",
     ),
     Mutant(
         COORDINATOR,
-        "self._round, self._retry_at_ms = None, None",
-        "self._round, self._retry_at_ms, self._pending = None, None, {}",
+        "        self._end_round(current)\n        self._retry_at_ms = None\n",
+        "        self._end_round(current)\n        self._retry_at_ms, self._pending = None, {}\n",
         "drops what is stored of a cancelled round",
     ),
     Mutant(
@@ -276,13 +317,25 @@ MUTANTS = (
     ),
     Mutant(
         COORDINATOR,
-        "effects += [self._id.share(self._manifest), self._id.share(current.row.plan)]",
+        "effects += [self._id.share(self._manifest), self._tell_plan(current.row.plan)]",
         "pass",
         "does not say again what the MQTT server lost",
     ),
     Mutant(VOICE, "verdict, fit_reason(reason)", "verdict, reason[:160]", "lets control characters into a reason"),
     Mutant(
         COORDINATOR, "            current.draw_again()\n", "", "holds places in the cohort for devices that are gone"
+    ),
+    Mutant(
+        COORDINATOR,
+        "self._up, self._told_plan = True, None",
+        "self._up = True",
+        "does not tell the plan again over a new link",
+    ),
+    Mutant(
+        COORDINATOR,
+        "        if current.lacks_somebody():",
+        "        if False:",
+        "leaves a plan that was overwritten as it is",
     ),
     Mutant(COORDINATOR, "        if knocked and self._up:", "        if False:", "leaves a new device waiting"),
     Mutant(
@@ -341,33 +394,41 @@ MUTANTS = (
         "opens a round in scales that are over",
     ),
     Mutant(
-        COORDINATOR,
-        "scale_epoch=manifest.scale_epoch + bool(done.model)",
+        "broker/serving.py",
+        "base_version=version if made.model else manifest.base_version",
+        "base_version=manifest.base_version",
+        "says of a new base file that it holds an old version",
+    ),
+    Mutant(
+        "broker/serving.py",
+        "scale_epoch=manifest.scale_epoch + bool(made.model)",
         "scale_epoch=manifest.scale_epoch",
         "does not count its scale epochs",
     ),
     # the numbers
     Mutant(
         MASTER,
-        "published = (master + _HALF) >> FRACTION_BITS",
-        "published = master >> FRACTION_BITS",
+        "change = (owed + unit * _HALF) //",
+        "change = owed //",
         "publishes by truncation",
     ),
     Mutant(
         MASTER,
-        'np.frombuffer(numbers.remainder, dtype="<i2").astype(np.int64)',
-        "0",
+        "return (published << FRACTION_BITS) + owed",
+        "return published << FRACTION_BITS",
         "makes the master from what was published: what rounding took is gone",
     ),
     Mutant(MASTER, "step * frame.unit", "step", "takes a bias's unit for one step"),
+    Mutant(MASTER, "[:most])", "[: most + 1])", "publishes more of a version than it may"),
     Mutant(
-        RESIDUAL,
-        "indices, units)), owed",
-        "indices, units)), total",
-        "does not take what was sent out of the residual",
+        RESIDUAL, "elif take_units(", "elif False and take_units(", "does not take what was sent out of the residual"
     ),
+    Mutant(RESIDUAL, "base_version - owed.base_version - 1", "base_version - owed.base_version", "missed the last one"),
+    Mutant(RESIDUAL, "velocity[sent.indices] = 0", "pass", "goes on moving where it has sent"),
+    Mutant(TRAINER, "limit - ENVELOPE_BYTES_MAX for", "limit for", "forgets the envelope when bytes are counted"),
+    Mutant(TRAINER, "coding=plan.coding", 'coding="rice"', "codes otherwise than the plan says"),
     Mutant(RESIDUAL, "if epoch != scale_epoch:", "if False:", "pays a debt in steps of other scales"),
-    Mutant(RESIDUAL, "    clip_steps(clipped, scale, float(clip_norm))\n", "", "does not clip"),
+    Mutant(RESIDUAL, "    clip_steps(joining, frame.scale, float(sending.clip_norm))\n", "", "does not clip"),
     Mutant(
         TRAINER,
         "mix_seed(job.plan.seed, job.device_id, job.round_id)",
@@ -397,6 +458,11 @@ MUTANTS = (
         "",
         "asks for chunks that it has",
     ),
+    # the account of bytes
+    Mutant(
+        "edge_agent/traffic.py", "if date > period.date:", "if date != period.date:", "a clock set back frees a day"
+    ),
+    Mutant("wire/meter.py", "if digest == self.update_digest", "if False", "counts an update sent again as a new one"),
 )
 
 
@@ -432,9 +498,11 @@ def copy_tree(source: Path, root: Path) -> None:
 
 def _tests_for(mutant: Mutant | None) -> tuple[str, ...]:
     if mutant is None:
-        return (*NUMBERS_TESTS, *FLEET_TESTS)
+        return (*NUMBERS_TESTS, *BYTES_TESTS, *FLEET_TESTS)
     if mutant.file.startswith(NUMBERS):
         return NUMBERS_TESTS
+    if mutant.file in BYTES:
+        return BYTES_TESTS
     return (*WIRE_TESTS, *FLEET_TESTS) if mutant.file.startswith("wire/") else FLEET_TESTS
 
 

@@ -20,7 +20,7 @@ bytes that a key of ours has signed. Keys are arguments: the simulator brings it
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from wire import limits, messages
 
@@ -36,6 +36,13 @@ _PROTECTED: Final = bytes.fromhex("43a10127")
 _HEAD: Final = bytes.fromhex("d284") + _PROTECTED + b"\xa0"
 _BEFORE_SIGNATURE: Final = bytes.fromhex("5840")
 _CONTEXT: Final = b"\x84\x6aSignature1" + _PROTECTED
+
+
+class Opened(NamedTuple):
+    """What was in an envelope that holds."""
+
+    message: Message
+    encoded: bytes  # the message as its sender wrote it: what a digest of it is made of
 
 
 class EnvelopeError(ValueError):
@@ -61,6 +68,11 @@ def seal(message: Message, topic: str, sign: Sign) -> bytes:
 
 def unseal(data: bytes, topic: str, verify: Verify) -> Message:
     """Return the message in `data`, which arrived on `topic`; raise EnvelopeError unless everything holds."""
+    return open_sealed(data, topic, verify).message
+
+
+def open_sealed(data: bytes, topic: str, verify: Verify) -> Opened:
+    """As `unseal`, with the bytes of the message as they were signed: an older or newer peer writes other fields."""
     if len(data) > limits.PAYLOAD_BYTES_MAX:
         raise EnvelopeError("size", f"{len(data)} bytes on {topic[:120]}; {limits.PAYLOAD_BYTES_MAX} are the most")
     wrapped, payload, signature = _take_apart(data, topic)
@@ -72,7 +84,7 @@ def unseal(data: bytes, topic: str, verify: Verify) -> Message:
         raise EnvelopeError("message", f"on {topic[:120]}: {error}") from error
     if messages.kind_of(message) != topic.rpartition("/")[2]:
         raise EnvelopeError("kind", f"a {messages.kind_of(message)} arrived on {topic[:120]}")
-    return message
+    return Opened(message, payload)
 
 
 def _take_apart(data: bytes, topic: str) -> tuple[bytes, bytes, bytes]:

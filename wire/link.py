@@ -33,6 +33,7 @@ from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from wire import limits
+from wire.meter import Meter
 from wire.server_url import Server, parse_url, tls_context
 from wire.waiting import Outgoing, Waiting
 
@@ -94,7 +95,7 @@ class Link:
 
     `url`: as `parse_url` takes it. `filters`: 1 to 8, all at QoS 1. `will`: called in the link's thread before each
     attempt to connect, for the (topic, payload) that the server publishes should it end without our goodbye;
-    `will_retain`: and then keeps for those who subscribe later.
+    `will_retain`: and then keeps for those who subscribe later. `meter` counts what is carried.
     `post`: takes the events, in the link's thread; give it a queue's `put`. `jitter` spreads the pauses.
 
     What waits is bounded by `queue_count_max` messages and `queue_bytes_max` bytes of payload; beyond either the
@@ -121,6 +122,7 @@ class Link:
         in_flight_max: int = limits.IN_FLIGHT_MAX,
         queue_count_max: int = QUEUE_COUNT_MAX,
         queue_bytes_max: int = QUEUE_BYTES_MAX,
+        meter: Meter | None = None,
     ) -> None:
         server = parse_url(url)
         if not 1 <= len(filters) <= FILTERS_MAX:
@@ -135,7 +137,7 @@ class Link:
         )
         self._jitter = jitter
         self._waiting = Waiting(queue_count_max, queue_bytes_max)
-        self._traffic = _Traffic()
+        self._meter = meter or Meter()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"link {client_id}", daemon=True)
 
@@ -173,12 +175,12 @@ class Link:
     @property
     def bytes_up(self) -> int:
         """Bytes of PUBLISH and PUBACK packets sent, as MQTT writes them: without TCP and TLS."""
-        return self._traffic.bytes_up
+        return self._meter.bytes_sent
 
     @property
     def bytes_down(self) -> int:
         """Bytes of PUBLISH and PUBACK packets received."""
-        return self._traffic.bytes_down
+        return self._meter.bytes_received
 
     @property
     def dropped(self) -> int:
@@ -188,7 +190,7 @@ class Link:
     @property
     def reconnects(self) -> int:
         """How often the link came up again."""
-        return max(0, self._traffic.connections - 1)
+        return max(0, self._meter.connections - 1)
 
     def _run(self) -> None:
         failures = 0
@@ -196,7 +198,7 @@ class Link:
         with selectors.DefaultSelector() as selector:
             selector.register(self._waiting.wake_socket, selectors.EVENT_READ)
             while not self._stop.is_set():
-                connection = _Connection(self._settings, self._waiting, self._traffic, self._stop)
+                connection = _Connection(self._settings, self._waiting, self._meter, self._stop)
                 ended, up_s = connection.live(selector)
                 self._waiting.close()
                 if self._stop.is_set():
@@ -232,13 +234,6 @@ class _Settings(NamedTuple):
         return f"{self.server.host}:{self.server.port}"
 
 
-@dataclass(slots=True)
-class _Traffic:
-    bytes_up: int = 0
-    bytes_down: int = 0
-    connections: int = 0
-
-
 class _Ended(NamedTuple):
     """Why a connection ended. `refused`: something that only an operator can mend."""
 
@@ -249,13 +244,13 @@ class _Ended(NamedTuple):
 class _Connection:
     """One paho client, from its CONNECT to its end."""
 
-    def __init__(self, settings: _Settings, waiting: Waiting, traffic: _Traffic, stop: threading.Event) -> None:
+    def __init__(self, settings: _Settings, waiting: Waiting, meter: Meter, stop: threading.Event) -> None:
         self._settings = settings
         self._waiting = waiting
-        self._traffic = traffic
+        self._meter = meter
         self._stop = stop
         self._inbox: collections.deque[tuple[str, Any]] = collections.deque()  # what paho's callbacks appended
-        self._in_flight: dict[int, float] = {}  # packet id → when it was handed to paho, oldest first
+        self._in_flight: dict[int, tuple[float, str]] = {}  # packet id → when handed to paho, its kind; oldest first
         self._early: list[Arrived] = []  # what came before SUBACK
         self._up_since: float | None = None
         self._ended: _Ended | None = None
@@ -271,9 +266,11 @@ class _Connection:
             sentence = getattr(error, "strerror", None) or str(error)
             return _Ended(f"cannot connect to {self._settings.where}: {sentence}"), 0.0
         selector.register(sock, selectors.EVENT_READ)
+        self._meter.on_connection()
         try:
             ended = self._serve(client, sock, selector)
         finally:
+            self._meter.look(sock)
             with contextlib.suppress(KeyError, ValueError):
                 selector.unregister(sock)
             sock.close()
@@ -315,6 +312,7 @@ class _Connection:
         while True:
             self._move(client, sock, selector)
             self._read_inbox(client)
+            self._meter.look(sock)
             if self._ended is not None:
                 return self._ended
             now = time.monotonic()
@@ -322,7 +320,7 @@ class _Connection:
                 return self._lost("closed by the server or the network")
             if self._up_since is None and now > answer_until:
                 return _Ended(f"{self._settings.where} does not answer as an MQTT server does; is it the right port?")
-            if self._in_flight and now - next(iter(self._in_flight.values())) > ACK_TIMEOUT_S:
+            if self._in_flight and now - next(iter(self._in_flight.values()))[0] > ACK_TIMEOUT_S:
                 return _Ended(f"{self._settings.where} acknowledged nothing for {ACK_TIMEOUT_S:.0f} s")
             if self._stop.is_set():
                 flush_until = flush_until or now + FLUSH_S
@@ -365,8 +363,8 @@ class _Connection:
                 case ("publish", message):
                     self._on_message(message)
                 case ("puback", mid):
-                    self._traffic.bytes_down += 4
-                    self._in_flight.pop(mid, None)
+                    if mid in self._in_flight:
+                        self._meter.on_puback(self._in_flight.pop(mid)[1])
                 case ("connack", code):
                     self._on_connack(client, code)
                 case ("suback", codes):
@@ -388,7 +386,7 @@ class _Connection:
             self._ended = _Ended(f"{self._settings.where} refused the subscription to {topics}", refused=True)
             return
         self._up_since = time.monotonic()
-        self._traffic.connections += 1
+        self._meter.connections += 1
         self._waiting.open()  # first, so that what the owner publishes on LinkUp is not dropped
         self._settings.post(LinkUp())
         for arrived in self._early:
@@ -402,8 +400,7 @@ class _Connection:
             return  # a topic that is not UTF-8 is none of ours
         if len(arrived.payload) > limits.PAYLOAD_BYTES_MAX:
             return  # counted nowhere, kept nowhere: no message of the contract is so large
-        self._traffic.bytes_down += _publish_bytes(arrived.topic, arrived.payload)
-        self._traffic.bytes_up += 4 if message.qos else 0
+        self._meter.on_arrived(arrived.topic, arrived.payload, message.qos)
         if self._up_since is None:
             self._early.append(arrived)
         else:
@@ -415,8 +412,7 @@ class _Connection:
             if outgoing is None:
                 return
             info = client.publish(outgoing.topic, outgoing.payload, qos=1, retain=outgoing.retain)
-            self._in_flight[info.mid] = time.monotonic()
-            self._traffic.bytes_up += _publish_bytes(outgoing.topic, outgoing.payload)
+            self._in_flight[info.mid] = (time.monotonic(), self._meter.on_publish(outgoing.topic, outgoing.payload))
             if client.socket() is None:
                 return
 
@@ -425,10 +421,3 @@ class _Connection:
             hint = "is it an MQTT server, and with TLS exactly when the URL says mqtts?"
             return _Ended(f"{self._settings.where} ended the connection without an answer ({how}): {hint}")
         return _Ended(f"the connection to {self._settings.where} ended: {how}")
-
-
-def _publish_bytes(topic: str, payload: bytes) -> int:
-    """The size of a QoS 1 PUBLISH packet (MQTT 3.1.1, section 3.3)."""
-    remaining = 2 + len(topic.encode()) + 2 + len(payload)
-    length_bytes = 1 if remaining < 128 else 2 if remaining < 16_384 else 3 if remaining < 2_097_152 else 4
-    return 1 + length_bytes + remaining

@@ -6,7 +6,7 @@ bytes before any general CBOR code sees them, decodes, checks every bound, encod
 
 How a message may change: a field is never removed, moved or retyped; a new field goes last and has a default;
 unknown trailing fields are ignored by `msgspec` but must still be canonical. The structs inside messages (`File`,
-`Range`) do not grow. `docs/WIRE.md`, the struct and its golden vector change in one commit.
+`Range`, `Traffic`) do not grow. `docs/WIRE.md`, the struct and its golden vector change in one commit.
 """
 
 import hashlib
@@ -42,6 +42,7 @@ Train: TypeAlias = Annotated[  # last-3, bias-4, blocks-2, full, or a list of op
         r"|[0-9]{1,5}:(?:b|w(?:/[248])?)(?:,[0-9]{1,5}:(?:b|w(?:/[248])?))*)\Z",
     ),
 ]
+Url: TypeAlias = Annotated[str, Meta(pattern=r"^(?:https?://[\x21-\x7e]{1,200})?\Z")]
 Examples: TypeAlias = Annotated[int, Meta(ge=0, le=limits.EXAMPLES_MAX)]
 
 
@@ -88,7 +89,7 @@ class Plan(Struct, frozen=True, array_like=True, tag="plan"):
     momentum: Annotated[float, Meta(ge=0.0, lt=1.0)]
     clip_norm: Annotated[float, Meta(gt=0.0, le=1e6)]
     keep_count: Annotated[int, Meta(ge=1, le=limits.PARAMS_MAX)]  # non-zeros of one update
-    value_bits: Annotated[int, Meta(ge=0, le=8)]  # 0: whole steps of an int8 model, exactly
+    value_bits: Annotated[int, Meta(ge=0, le=8)]  # 0: an int8 model's whole steps, exactly; else values are rounded
     seed: Annotated[int, Meta(ge=0, le=2**53)]
     num_examples_min: Examples  # a device with fewer stays out
     num_examples_max: Annotated[int, Meta(ge=1, le=4096)]  # the weight of a device never exceeds this
@@ -96,6 +97,10 @@ class Plan(Struct, frozen=True, array_like=True, tag="plan"):
     trainer_ms_max: DurationMs
     scale_epoch: Count = 0  # of the model that the round trains; steps are counted in its scales
     trainer_arena_bytes: Annotated[int, Meta(ge=0, le=2**40)] = 0  # what training takes beside the program; 0: unknown
+    coding: Literal["rice", "context"] = "rice"  # context: a half of the bytes, for milliseconds at the coordinator
+    update_bytes_max: Count = 0  # of one sealed update; the device sends fewer values to fit; 0: keep_count decides
+    momentum_correction: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.0  # of what is owed (Lin et al. 2018); 0: none
+    residual_decay: Annotated[float, Meta(ge=0.0, le=1.0)] = 1.0  # what is left of a debt per version missed
 
 
 class Offer(Struct, frozen=True, array_like=True, tag="offer"):
@@ -176,6 +181,8 @@ class Manifest(Struct, frozen=True, array_like=True, tag="manifest"):
     num_params: Annotated[int, Meta(ge=1, le=limits.PARAMS_MAX)]
     files: Annotated[tuple[File, ...], Meta(min_length=1, max_length=limits.FILES_MAX)]
     scale_epoch: Count = 0  # grows when the scales of the base change; what counts in older ones is void
+    url: Url = ""  # the files are there too, each as {url}/{digest in hex}, by HTTP range requests
+    base_version: Version = 0  # the version whose parameters `model.tflite` itself holds; 0: none known
 
     def __post_init__(self) -> None:
         """Refuse two files of one name."""
@@ -191,10 +198,15 @@ class Range(Struct, frozen=True, array_like=True):
 
 
 class Want(Struct, frozen=True, array_like=True, tag="want"):
-    """Device → coordinator: send me these chunks of the file with this digest."""
+    """Device → coordinator: send me these chunks of the file with this digest.
+
+    Of `params.bin`, a device says of which version it has it, whole or in its `model.tflite`: a patch from there may do
+    instead of the chunks.
+    """
 
     digest: Digest
     ranges: Annotated[tuple[Range, ...], Meta(min_length=1, max_length=limits.WANT_RANGES_MAX)]
+    base_version: Count = 0  # 0: none, or a patch did not fit; send chunks
 
     def __post_init__(self) -> None:
         """Refuse to ask for more than one want may."""
@@ -211,6 +223,36 @@ class Chunk(Struct, frozen=True, array_like=True, tag="chunk"):
     data: Annotated[bytes, Meta(min_length=1, max_length=limits.CHUNK_BYTES_MAX)]
 
 
+class Patch(Struct, frozen=True, array_like=True, tag="patch"):
+    """Coordinator → device: what turns the `params.bin` of `base_version` into the wanted one.
+
+    It is believed when the result has the wanted digest; whoever finds another wants the whole file.
+    `payload` is numbers (engine.codec); here it is bytes.
+    """
+
+    digest: Digest  # of the file that it makes
+    base_version: Version
+    base_digest: Digest  # of the file that it starts from
+    payload: Annotated[bytes, Meta(min_length=1, max_length=limits.CHUNK_BYTES_MAX)]
+
+
+class Traffic(Struct, frozen=True, array_like=True):
+    """Bytes of a device since it was enrolled, by purpose: PUBLISH packets as MQTT writes them, with their PUBACKs.
+
+    `transport` is all that TCP carried beyond those (MQTT's own packets, TLS), where the host can tell.
+    """
+
+    update_up: Count = 0  # updates, the first time
+    retry_up: Count = 0  # the same bytes again
+    model_up: Count = 0  # wants
+    model_down: Count = 0  # chunks and patches; over HTTP, what was fetched
+    telemetry_up: Count = 0
+    control_up: Count = 0  # births
+    control_down: Count = 0  # state, plan, manifest, offer, receipt, label
+    transport_up: Count = 0
+    transport_down: Count = 0
+
+
 class Telemetry(Struct, frozen=True, array_like=True, tag="telemetry"):
     """Device → coordinator, now and then: how it is. Lost ones are not missed."""
 
@@ -222,6 +264,7 @@ class Telemetry(Struct, frozen=True, array_like=True, tag="telemetry"):
     bytes_down: Count
     temperature_c: Annotated[float, Meta(ge=-100.0, le=300.0)] | None = None
     battery_rate: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None  # 1.0 is full; None is unknown
+    traffic: Traffic | None = None
 
 
 class Label(Struct, frozen=True, array_like=True, tag="label"):
@@ -232,7 +275,7 @@ class Label(Struct, frozen=True, array_like=True, tag="label"):
 
 
 Message: TypeAlias = (
-    Birth | Death | State | Plan | Offer | Update | Receipt | Manifest | Want | Chunk | Telemetry | Label
+    Birth | Death | State | Plan | Offer | Update | Receipt | Manifest | Want | Chunk | Patch | Telemetry | Label
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -78,3 +78,71 @@ def list_(config_path: Path | None, as_json: bool) -> None:
         for r in rows
     ]
     print_table(columns, table, "No device is enrolled: broker fleet add ID KEY")
+
+
+@fleet.command("bytes")
+@config_option
+@json_option
+def bytes_(config_path: Path | None, as_json: bool) -> None:
+    """Show what every device sent and received since it was enrolled, by purpose, as its last telemetry says.
+
+    A dash: no telemetry yet. The last column is all its bytes, both ways, for each of its updates that was counted.
+
+    Exit status: 0 shown, 1 no store, 2 wrong usage.
+    """
+    from broker.cli.printing import print_json, print_table
+    from broker.views import byte_rows
+
+    with spoken(), open_store(open_config(config_path), read_only=True) as store:
+        found = byte_rows(store)
+    if as_json:
+        print_json(found)
+        return
+    rows = [_byte_cells(row["device_id"], row) for row in found["devices"]]
+    if len(rows) > 1:
+        rows.append(_byte_cells("all", found["total"]))
+    print_table(_BYTE_COLUMNS, rows, "No device is enrolled: broker fleet add ID KEY")
+    own = found["coordinator"]
+    click.echo(
+        f"While rounds were open, the coordinator received {own['bytes_up']:,} bytes and sent {own['bytes_down']:,}."
+    )
+
+
+_BYTE_COLUMNS = (
+    "device",
+    "updates",
+    "again",
+    "model",
+    "telemetry",
+    "control",
+    "transport",
+    "up",
+    "down",
+    "counted",
+    "bytes for each",
+    "told",
+)
+
+
+def _byte_cells(name: str, row: dict[str, Any]) -> tuple[str, ...]:
+    """The cells of one line: numbers with commas, what is unknown empty."""
+    from broker.cli.printing import ago
+
+    def both(purpose: str) -> float | None:
+        sides = (row[f"{purpose}_up"], row[f"{purpose}_down"])
+        return None if None in sides else sum(sides)
+
+    numbers = (
+        row["update_up"],
+        row["retry_up"],
+        both("model"),
+        row["telemetry_up"],
+        both("control"),
+        both("transport"),
+        row["bytes_up"],
+        row["bytes_down"],
+        row["counted"],
+        row["per_counted"],
+    )
+    when = row.get("told_unix_s")
+    return (name, *("" if number is None else f"{number:,.0f}" for number in numbers), ago(when) if when else "")

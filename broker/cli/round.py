@@ -30,21 +30,29 @@ def round_() -> None:
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True))
 @click.option("--momentum", type=click.FloatRange(0, 1, max_open=True))
 @click.option("--keep", "keep_rate", type=click.FloatRange(0, 1, min_open=True), help="Share of parameters sent.")
-@click.option("--value-bits", type=click.IntRange(1, 8))
+@click.option("--value-bits", type=click.IntRange(0, 8), help="Of one value; 0: exact where the model is int8.")
+@click.option("--coding", type=click.Choice(["rice", "context"]), help="Cheap to read here, or cheap to send.")
+@click.option("--update-bytes", "update_bytes_max", type=click.IntRange(0), help="Send what fits; 0: what --keep says.")
 def open_(config_path: Path | None, count: int, lasts: str | None, **options: Any) -> None:
     """Let rounds wait for the coordinator, which opens them one after the other. Defaults stand in broker.toml.
+
+    Prints what one update will cost: its bytes, and the time that it takes to read here, measured now.
 
     Exit status: 0 they wait, 1 refused, 2 wrong usage.
     """
     from broker.config import parse_duration_ms
-    from broker.views import ask_for_rounds
+    from broker.cost import sentences
+    from broker.views import ask_for_rounds, cost_of_plan
 
     with spoken():
         config = open_config(config_path)
         lasts_ms = None if lasts is None else parse_duration_ms(lasts)
         with open_store(config, read_only=False) as store:
             ids = ask_for_rounds(config, store, count=count, lasts_ms=lasts_ms, **options)
+            plan = next(row.plan for row in store.rounds() if row.round_id == ids[0])
+            cost = cost_of_plan(config, store, plan)
     click.echo(f"Round {ids[0]} waits." if count == 1 else f"Rounds {ids[0]} to {ids[-1]} wait.")
+    click.echo("\n".join(sentences(cost)))
 
 
 @round_.command("cancel")

@@ -27,8 +27,8 @@ def serve(config_path: Path | None, mqtt: str | None, port: int | None) -> None:
 
     from broker.aggregate.rules import AggregateError
     from broker.evaluate import EvaluateError
-    from broker.service import ServiceError
     from broker.service import serve as run
+    from broker.wiring import ServiceError
     from wire.keys import KeyTextError
 
     with spoken(ServiceError, AggregateError, EvaluateError, KeyTextError):

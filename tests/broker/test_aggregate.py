@@ -12,30 +12,29 @@ from hypothesis import strategies as st
 from broker.aggregate.rules import RULES, AggregateError, next_numbers, rule_named
 from broker.effects import Pending
 from engine import master
-from engine.codec import sparse, steps
-from engine.codec.sparse import Sparse
-from engine.codec.steps import Steps
+from engine.codec import payload as payloads
+from engine.codec.update import Update, dense
 from engine.models.scheme import load_params
 from tests.engine.test_master import frame
 
 if TYPE_CHECKING:
-    from broker.aggregate.rule import Rule, Update
+    from broker.aggregate.rule import Rule
 
 SIZE = 12
 LANES = ("float32", "int8")
+FLOATS, INTEGERS = frame(SIZE, 0, lane="float32"), frame(SIZE - 2, 2, unit=32)
 all_rules = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 both_lanes = pytest.mark.parametrize("lane", LANES)
 
 
 def made(lane: str, indices: list[int], values: list[float]) -> Update:
     at = np.array(indices, np.uint32)
-    return (
-        Sparse(SIZE, at, np.array(values, np.float32)) if lane == LANES[0] else Steps(SIZE, at, np.array(values, "i2"))
-    )
+    return Update(lane, SIZE, at, np.array(values, np.float32 if lane == LANES[0] else np.int32))
 
 
-def dense(update: Update) -> np.ndarray:
-    return sparse.dense(update) if isinstance(update, Sparse) else steps.dense(update)
+def coded(update: Update, value_bits: int) -> bytes:
+    shapes = FLOATS.shapes if update.lane == "float32" else INTEGERS.shapes
+    return payloads.encode(update, shapes, value_bits=value_bits, coding="context").payload
 
 
 @st.composite
@@ -106,23 +105,24 @@ def test_the_learning_rate_scales_the_step(rule: Rule, lane: str) -> None:
     assert np.count_nonzero(step) == 1
 
 
-FLOATS, INTEGERS = frame(SIZE, 0, lane="float32"), frame(SIZE - 2, 2, unit=32)
 CABIN_AND_DUNE = (Pending("cabin", 1, 1, 30), Pending("dune", 1, 1, 10))
 
 
 def payload_of(device_id: str, _round_id: int) -> bytes:
-    vector = np.zeros(SIZE, np.float32)
-    vector[{"cabin": 0, "dune": 1, "elm": 2}[device_id]] = 0.5
-    return sparse.compress(vector, 1, 8)[0]
+    return coded(made("float32", [{"cabin": 0, "dune": 1, "elm": 2}[device_id]], [0.5]), 8)
 
 
 def steps_of(device_id: str, _round_id: int) -> bytes:
-    return steps.encode(made("int8", [{"cabin": 0, "dune": 1}[device_id], SIZE - 1], [2, -3]))
+    return coded(made("int8", [{"cabin": 0, "dune": 1}[device_id], SIZE - 1], [2, -3]), 0)
+
+
+def sum_of(frame, before, read, rate, members=CABIN_AND_DUNE, *, most=SIZE):
+    return next_numbers(frame, before, members, read, rule=RULES["fedavg"], learning_rate=rate, publish_max=most)
 
 
 def test_the_next_parameters_of_a_float_model_are_the_last_ones_and_the_weighted_mean() -> None:
     before = master.first(FLOATS, np.arange(SIZE, dtype=np.float32))
-    numbers, _ = next_numbers(FLOATS, before, CABIN_AND_DUNE, payload_of, rule=RULES["fedavg"], learning_rate=1.0)
+    numbers, _ = sum_of(FLOATS, before, payload_of, 1.0)
     after = np.frombuffer(numbers.published, "<f4")
     assert list(after[:3]) == [0.375, 1.125, 2.0]
     assert list(after[3:]) == list(range(3, SIZE))
@@ -130,10 +130,10 @@ def test_the_next_parameters_of_a_float_model_are_the_last_ones_and_the_weighted
 
 def test_the_next_numbers_of_an_int8_model_are_the_master_and_the_weighted_mean_of_steps() -> None:
     numbers = master.first(INTEGERS, np.arange(SIZE, dtype=np.int32))
-    numbers, held = next_numbers(INTEGERS, numbers, CABIN_AND_DUNE, steps_of, rule=RULES["fedavg"], learning_rate=0.5)
+    numbers, held = sum_of(INTEGERS, numbers, steps_of, 0.5)
     whole = master.read(INTEGERS, numbers) / 65536
     assert list(whole) == [0.75, 1.25, *range(2, SIZE - 1), SIZE - 1 - 0.5 * 3 * 32]
-    assert load_params(INTEGERS.suffix, numbers.published).tolist() == [1, 1, *range(2, SIZE - 1), SIZE - 1 - 48]
+    assert load_params(INTEGERS.suffix, numbers.published).tolist() == [1, 1, *range(2, SIZE - 1), SIZE - 1 - 32]
     assert held == 0
 
 
@@ -141,9 +141,10 @@ def test_the_next_numbers_of_an_int8_model_are_the_master_and_the_weighted_mean_
     ("payload", "before", "rate", "sentence"),
     [
         (b"no update", 0.0, 1.0, "format"),
-        (None, 3e38, 1e39, "not finite"),
+        (None, 3e38, 1e38, "not finite"),
+        (None, 0.0, 1e39, "not finite"),
         (None, 0.0, float("nan"), "not finite"),
-        (steps.encode(made("int8", [1], [1])), 0.0, 1.0, "format of float32 models"),
+        (coded(made("int8", [1], [1]), 0), 0.0, 1.0, "belongs to another plan"),
     ],
 )
 def test_what_gives_no_parameters_is_a_sentence(
@@ -155,7 +156,13 @@ def test_what_gives_no_parameters_is_a_sentence(
         return payload or payload_of(device_id, round_id)
 
     with pytest.raises(AggregateError, match=sentence):
-        next_numbers(FLOATS, base, (Pending("cabin", 1, 1, 1),), read, rule=RULES["fedavg"], learning_rate=rate)
+        sum_of(FLOATS, base, read, rate, (Pending("cabin", 1, 1, 1),))
+
+
+def test_a_version_changes_no_more_parameters_than_it_may() -> None:
+    numbers = master.first(INTEGERS, np.arange(SIZE, dtype=np.int32))
+    after, _ = sum_of(INTEGERS, numbers, steps_of, 1.0, most=1)
+    assert load_params(INTEGERS.suffix, after.published).tolist() == [*range(SIZE - 1), SIZE - 1 - 3 * 32]
 
 
 def test_a_rule_that_does_not_exist_is_named_with_those_that_do() -> None:

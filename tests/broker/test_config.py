@@ -11,8 +11,9 @@ import pytest
 
 from broker.config import Config, ConfigError, load, parse, parse_duration_ms
 from broker.plans import plan_of
-from engine.codec import sparse, steps
-from engine.codec.steps import Steps
+from broker.versions import publish_max
+from engine.codec import payload
+from engine.codec.update import Update
 from engine.frame import frame_of
 from engine.program import memory_of
 from tests.broker.fleet import first_manifest
@@ -35,7 +36,7 @@ def config(text: str = "", directory: str = "/srv/farm") -> Config:
 def test_the_least_configuration_is_filled_with_defaults() -> None:
     loaded = config()
     assert (loaded.mqtt.url, loaded.store.path, loaded.key.file) == ("embedded", "broker.db", "coordinator.key")
-    assert (loaded.plan.keep_rate, loaded.plan.value_bits, loaded.plan.num_examples_max) == (0.01, 4, 4096)
+    assert (loaded.plan.keep_rate, loaded.plan.value_bits, loaded.plan.num_examples_max) == (0.01, 0, 4096)
     assert (loaded.round.updates_min, loaded.round.cohort_max, loaded.round.lasts_s) == (1, 0, 600)
     assert (loaded.aggregate.rule, loaded.aggregate.learning_rate, loaded.evaluate.data) == ("fedavg", 1.0, "")
     assert str(loaded.path("broker.db")) == "/srv/farm/broker.db"
@@ -116,19 +117,26 @@ def sized(num_params: int) -> Manifest:
 )
 def test_an_update_of_a_plan_fits_into_a_message(num_params: int, keep_rate: float, value_bits: int) -> None:
     plan = plan_of(config(), sized(num_params), FLOAT, keep_rate=keep_rate, value_bits=value_bits)
-    update = np.random.default_rng(1).normal(size=num_params).astype(np.float32)
-    payload, _ = sparse.compress(update, plan.keep_count, value_bits)
-    assert UPDATE_PAYLOAD_BYTES_MAX / 3 < len(payload) <= UPDATE_PAYLOAD_BYTES_MAX
+    chance = np.random.default_rng(1)
+    values = (chance.normal(size=plan.keep_count) + 4).astype(np.float32)  # the largest of a delta, as it were
+    update = Update("float32", num_params, drawn(chance, num_params, plan.keep_count), values)
+    coded = payload.encode(update, [(1, num_params)], value_bits=value_bits, coding="rice").payload
+    assert UPDATE_PAYLOAD_BYTES_MAX / 4 < len(coded) <= UPDATE_PAYLOAD_BYTES_MAX
+
+
+def drawn(chance: np.random.Generator, size: int, count: int) -> np.ndarray:
+    return np.sort(chance.choice(size, count, replace=False)).astype(np.uint32)
 
 
 @pytest.mark.parametrize(("num_params", "keep_rate"), [(2_000_000, 0.02), (60_000, 0.8), (8_000_000, 0.004)])
 def test_an_update_of_the_largest_steps_fits_into_a_message(num_params: int, keep_rate: float) -> None:
     plan = plan_of(config(), sized(num_params), DIGITS, keep_rate=keep_rate)
     chance = np.random.default_rng(1)
-    indices = np.sort(chance.choice(num_params, plan.keep_count, replace=False)).astype(np.uint32)
+    indices = drawn(chance, num_params, plan.keep_count)
     for units in (np.full(len(indices), -254), chance.integers(1, 255, len(indices))):
-        payload = steps.encode(Steps(num_params, indices, units.astype(np.int16)))
-        assert UPDATE_PAYLOAD_BYTES_MAX / 3 < len(payload) <= UPDATE_PAYLOAD_BYTES_MAX
+        update = Update("int8", num_params, indices, units.astype(np.int32))
+        coded = payload.encode(update, [(1, num_params)], value_bits=0, coding="rice").payload
+        assert UPDATE_PAYLOAD_BYTES_MAX / 3 < len(coded) <= UPDATE_PAYLOAD_BYTES_MAX
 
 
 @pytest.mark.parametrize(
@@ -137,8 +145,41 @@ def test_an_update_of_the_largest_steps_fits_into_a_message(num_params: int, kee
 def test_a_plan_whose_update_might_not_fit_is_refused(num_params: int, keep_rate: float, value_bits: int) -> None:
     with pytest.raises(ConfigError, match="fit into a message: lower keep_rate or value_bits"):
         plan_of(config(), sized(num_params), FLOAT, keep_rate=keep_rate, value_bits=value_bits)
-    with pytest.raises(ConfigError, match=r"fit into a message: lower keep_rate$"):
+    with pytest.raises(ConfigError, match="fit into a message: lower keep_rate"):
         plan_of(config(), sized(num_params), DIGITS, keep_rate=keep_rate)
+    fits = plan_of(config("[plan]\nupdate_bytes_max = 5000"), sized(num_params), DIGITS, keep_rate=keep_rate)
+    assert fits.update_bytes_max == 5000  # the device sends as many as fit
+
+
+def test_a_plan_says_how_updates_are_coded_and_what_becomes_of_what_is_owed() -> None:
+    plain = plan_of(config(), first_manifest()[0], DIGITS)
+    assert (plain.coding, plain.update_bytes_max) == ("context", 0)
+    assert (plain.momentum_correction, plain.residual_decay) == (0.0, 1.0)
+    said = "[plan]\ncoding = 'rice'\nmomentum_correction = 0.5\nresidual_decay = 0.9\nvalue_bits = 3\n"
+    plan = plan_of(config(said), first_manifest()[0], DIGITS)
+    assert (plan.coding, plan.momentum_correction, plan.residual_decay, plan.value_bits) == ("rice", 0.5, 0.9, 3)
+    assert plan_of(config(said), first_manifest()[0], FLOAT, coding="context").coding == "context"
+
+
+def test_files_by_http_need_an_address_that_devices_can_reach() -> None:
+    assert (config().http.url, config().http.port) == ("", 0)
+    whole = config("[http]\nurl = 'https://farm.example:8443'\nport = 8443\ncert_file = 'c'\nkey_file = 'k'").http
+    assert (whole.url, whole.bind) == ("https://farm.example:8443", "127.0.0.1")
+    for text, sentence in (
+        ("port = 8443", r"\[http\]: a port without a url"),
+        ("url = 'https://farm.example'\ncert_file = 'c'", r"\[http\]: a certificate needs its key"),
+        ("url = 'farm.example'", r"\[http\] url"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            config(f"[http]\n{text}")
+
+
+def test_how_much_of_a_round_a_version_publishes_is_two_parameters_for_one_sent_unless_it_is_said() -> None:
+    plan = plan_of(config(), sized(10_000), DIGITS)
+    assert publish_max(config().aggregate.publish_rate, plan) == 2 * plan.keep_count == 200
+    assert publish_max(0.5, plan) == 5_000
+    assert publish_max(1e-9, plan) == 1
+    assert publish_max(0.0, plan_of(config(), sized(10_000), DIGITS, keep_rate=0.5, coding="rice")) == 10_000
 
 
 @pytest.mark.parametrize(("text", "ms"), [("90", 90_000), ("90s", 90_000), ("10m", 600_000), ("2h", 7_200_000)])

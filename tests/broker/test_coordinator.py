@@ -25,6 +25,7 @@ from broker.effects import (
     Received,
     RoundsRead,
     SendChunk,
+    SendPatch,
     StoreEpoch,
     StoreRound,
     StoreSeen,
@@ -33,9 +34,22 @@ from broker.effects import (
 )
 from tests.broker import fleet
 from tests.broker.fleet import DEVICES, KEY, coordinator, params, row, said, sealed
-from wire import keys, topics
+from wire import chunks, keys, topics
 from wire.envelope import unseal
-from wire.messages import Manifest, Offer, Plan, Range, Receipt, State, Telemetry, Want, digest_of, encode
+from wire.messages import (
+    PARAMS_FILE,
+    File,
+    Manifest,
+    Offer,
+    Plan,
+    Range,
+    Receipt,
+    State,
+    Telemetry,
+    Want,
+    digest_of,
+    encode,
+)
 
 AFTER = SETTLE_MS + 1
 
@@ -295,6 +309,62 @@ def test_a_round_is_stored_then_told_then_offered_to_whoever_is_there_and_eligib
     assert offer == Offer(1, digest_of(encode(fleet.PLAN)), 1, 60_000)
 
 
+def plans(effects: list[Effect]) -> list[Plan]:
+    return [message for _, message in said(effects) if isinstance(message, Plan)]
+
+
+def after_round_one(*, then: Plan) -> tuple[Coordinator, list[Effect]]:
+    """Round 1 has closed, and what came of it; round 2, by the plan `then`, waited for that."""
+    machine = coordinator()
+    open_round(machine, "cabin")
+    machine.handle(RoundsRead((row(2, plan=then, updates_min=2),)), AFTER)
+    hear(machine, "cabin", fleet.update())
+    return machine, machine.handle(Aggregated(1, params(1, 0, 0, 0), None, None), AFTER)
+
+
+def test_a_plan_is_told_once_and_one_state_from_round_to_round():
+    machine, effects = after_round_one(then=fleet.PLAN)
+    assert [type(message) for _, message in said(effects)] == [Manifest, State, Offer]
+    assert said(effects)[1][1] == State(1, True, 2, 2)
+    assert said(effects)[2][1].plan_digest == digest_of(encode(fleet.PLAN))
+    (again,) = plans(machine.handle(Tick(), AFTER + 60_000))  # too few came: it may have been lost
+    assert again == fleet.PLAN
+
+
+def test_another_plan_is_told_when_its_round_opens():
+    other = msgspec.structs.replace(fleet.PLAN, epochs=2)
+    _, effects = after_round_one(then=other)
+    assert plans(effects) == [other]
+
+
+def test_a_plan_is_told_again_when_somebody_who_was_there_did_not_report():
+    """It may never have had the plan: anyone may overwrite what the MQTT server retained by an older one."""
+    machine = coordinator()
+    open_round(machine, "cabin", "dune")
+    machine.handle(RoundsRead((row(2), row(3))), AFTER)
+    hear(machine, "cabin", fleet.update())
+    late = AFTER + 60_000
+    machine.handle(Tick(), late)
+    assert plans(machine.handle(Aggregated(1, params(1, 0, 0, 0), None, None), late)) == [fleet.PLAN]
+    for device in ("cabin", "dune"):
+        hear(machine, device, fleet.update(2, 2), late)
+    assert plans(machine.handle(Aggregated(2, params(1, 1, 0, 0), None, None), late)) == []
+
+
+def test_a_plan_is_told_again_after_the_link_was_lost():
+    """The MQTT server may have lost what it retained."""
+    machine, _ = after_round_one(then=fleet.PLAN)
+    machine.handle(Disconnected(), AFTER)
+    assert plans(machine.handle(Connected(), AFTER)) == [fleet.PLAN]
+    idle = coordinator()
+    open_round(idle, "cabin")
+    hear(idle, "cabin", fleet.update())
+    idle.handle(Aggregated(1, params(1, 0, 0, 0), None, None), AFTER)  # everyone has reported, and no round waits
+    idle.handle(Disconnected(), AFTER)
+    assert plans(idle.handle(Connected(), AFTER)) == []
+    assert plans(idle.handle(RoundsRead((row(2),)), AFTER)) == [fleet.PLAN]
+
+
 def test_rounds_open_one_at_a_time_in_the_order_of_their_numbers():
     machine = coordinator(rounds=(row(2), row(1)))
     effects = machine.handle(Connected(), 0)
@@ -522,17 +592,19 @@ def test_a_new_base_begins_a_scale_epoch_and_brings_its_file():
     commit, manifest, _ = machine.handle(RESCALED, AFTER)
     assert commit.made == RESCALED
     assert said([manifest])[0][1] == commit.manifest
-    assert commit.manifest.scale_epoch == 1
+    assert (commit.manifest.scale_epoch, commit.manifest.base_version) == (1, 2)
+    assert [file.name for file in commit.manifest.files] == ["model.tflite", "params.bin"]  # fetched in this order
     digests = {file.name: file.digest for file in commit.manifest.files}
     assert digests == {"model.tflite": digest_of(RESCALED.model), "params.bin": digest_of(RESCALED.params)}
 
 
 def test_a_version_in_the_same_scales_stays_in_the_epoch():
-    machine = coordinator(manifest=msgspec.structs.replace(fleet.first_manifest()[0], scale_epoch=3))
+    first = msgspec.structs.replace(fleet.first_manifest()[0], scale_epoch=3, base_version=1)
+    machine = coordinator(manifest=first)
     open_round(machine, "cabin")
     hear(machine, "cabin", fleet.update())
     commit = machine.handle(Aggregated(1, params(1, 0, 0, 0), None, None), AFTER)[0]
-    assert commit.manifest.scale_epoch == 3
+    assert (commit.manifest.scale_epoch, commit.manifest.base_version) == (3, 1)
 
 
 def test_a_round_that_waited_over_a_new_base_opens_in_its_scales():
@@ -701,7 +773,7 @@ def test_without_a_link_a_cancelled_round_is_stored_and_nothing_is_said_until_th
     assert kinds(effects) == ["StoreRound"]
     again = machine.handle(Connected(), AFTER)
     assert stored_rounds(again) == [(2, "open", 1, 0)]
-    assert [message.round_id for _, message in said(again) if isinstance(message, State)] == [0, 2]
+    assert [message.round_id for _, message in said(again) if isinstance(message, State)] == [2]
 
 
 def test_a_crash_before_the_end_of_a_cancelled_round_is_stored_leaves_it_to_the_next_run():
@@ -735,6 +807,58 @@ def test_a_want_is_answered_with_the_chunks_that_there_are():
     effects = hear(machine, "cabin", Want(file.digest, (Range(0, 3),)))
     assert effects == [SendChunk(topics.dn("farm", "cabin", "chunk"), file, 0)]
     assert hear(machine, "cabin", Want(b"\0" * 32, (Range(0, 1),))) == []
+
+
+def at_version_two(**changes: object) -> tuple[Coordinator, File]:
+    """A coordinator whose newest version is 2, and the file of its parameters."""
+    first = fleet.first_manifest()[0]
+    file = chunks.split(PARAMS_FILE, params(1, 0, 0, 0), 5)
+    machine = coordinator(manifest=Manifest("tiny", 2, 1, 4, (first.files[0], file)), **changes)
+    machine.handle(Connected(), 0)
+    return machine, file
+
+
+def test_who_wants_the_newest_parameters_and_has_older_ones_may_be_sent_a_patch_instead():
+    machine, file = at_version_two()
+    parts = tuple(SendChunk(topics.dn("farm", "cabin", "chunk"), file, index) for index in (0, 1, 3))
+    effects = hear(machine, "cabin", Want(file.digest, (Range(0, 2), Range(3, 6)), 1))
+    assert effects == [SendPatch(topics.dn("farm", "cabin", "patch"), file, 1, 2, parts)]
+
+
+def test_who_has_the_newest_parameters_in_its_base_file_may_be_sent_a_patch_of_nothing():
+    machine, file = at_version_two()
+    effects = hear(machine, "cabin", Want(file.digest, (Range(0, 1),), 2))
+    part = SendChunk(topics.dn("farm", "cabin", "chunk"), file, 0)
+    assert effects == [SendPatch(topics.dn("farm", "cabin", "patch"), file, 2, 2, (part,))]
+
+
+@pytest.mark.parametrize("base_version", [0, 3])
+def test_who_has_no_older_parameters_or_could_not_use_a_patch_is_sent_chunks(base_version: int):
+    machine, file = at_version_two()
+    effects = hear(machine, "cabin", Want(file.digest, (Range(0, 1),), base_version))
+    assert effects == [SendChunk(topics.dn("farm", "cabin", "chunk"), file, 0)]
+
+
+def test_no_patch_makes_a_base_file():
+    machine, _ = at_version_two()
+    base = fleet.first_manifest()[0].files[0]
+    effects = hear(machine, "cabin", Want(base.digest, (Range(0, 1),), 1))
+    assert effects == [SendChunk(topics.dn("farm", "cabin", "chunk"), base, 0)]
+    assert hear(machine, "cabin", Want(base.digest, (Range(9, 1),), 1)) == []
+
+
+def test_where_the_files_are_by_http_is_said_with_every_manifest_and_is_no_part_of_the_version():
+    elsewhere = msgspec.structs.replace(fleet.identity(), url="https://farm.example/models")
+    machine = Coordinator(elsewhere, fleet.snapshot(), random.Random(5))
+    urls = [m.url for _, m in said(machine.handle(Connected(), 0)) if isinstance(m, Manifest)]
+    machine.handle(Tick(), SETTLE_MS)
+    machine.handle(RoundsRead((row(1),)), AFTER)
+    hear(machine, "cabin", fleet.birth())
+    hear(machine, "cabin", fleet.update())
+    commit, *effects = machine.handle(Aggregated(1, params(1, 0, 0, 0), None, None), AFTER)
+    urls += [m.url for _, m in said(effects) if isinstance(m, Manifest)]
+    assert urls == ["https://farm.example/models"] * 2
+    assert commit.manifest.url == ""
 
 
 def test_telemetry_is_kept_for_the_operator():

@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from broker.coordinator import SETTLE_MS, Coordinator
-from broker.effects import Aggregate, Aggregated, Connected, Effect, Event, Publish, Received, RoundsRead, Tick
+from broker.effects import (
+    Aggregate,
+    Aggregated,
+    CommitRound,
+    Connected,
+    Effect,
+    Event,
+    Publish,
+    Received,
+    RoundsRead,
+    Tick,
+)
 from broker.store import Store
 from tests.broker import fleet
 from tests.broker.fleet import DEVICES, KEY, PLAN, first_manifest, params, said, sealed
@@ -60,7 +71,8 @@ class World:
             payloads = [self.store.update_payload(m.device_id, m.round_id) for m in effect.members]
             deltas = [struct.unpack("<4f", payload) for payload in payloads]
             after = [b + sum(column) for b, column in zip(before, zip(*deltas, strict=True), strict=True)]
-            self.handle(Aggregated(effect.round_id, params(*after), None, None), now_ms)
+            made = Aggregated(effect.round_id, params(*after), None, None, b"owed", patch=b"the way")
+            self.handle(made, now_ms)
         else:
             self.store.apply(effect)
 
@@ -88,7 +100,7 @@ def live(world: World) -> None:
 
 def make(path: Path) -> None:
     with Store(path) as store:
-        store.put_first_version(*first_manifest(), b"")
+        store.put_first_version(*first_manifest(), b"first")
         for device in DEVICES:
             store.add_device(device, KEY[device])
         store.request_rounds(PLAN, 1, 2, 0, 60_000)
@@ -126,3 +138,38 @@ def test_no_cut_loses_or_doubles_an_update_that_has_a_receipt(tmp_path: Path, pe
         expected = [float(device not in pending) for device in DEVICES]
         assert list(counted) == [*expected, 0.0], f"cut {'after' if performed else 'before'} effect {cut_at}"
         assert [each.status for each in world.store.rounds()] == ["closed"], cut_at
+        assert world.store.patches(1, 2) == [b"the way"], cut_at
+        assert (world.store.remainder(1), world.store.remainder(2)) == (b"", b"owed"), cut_at
+
+
+@pytest.mark.parametrize(
+    "which", ["INSERT INTO blobs", "INSERT INTO versions", "INSERT INTO rounds", "UPDATE versions"]
+)
+def test_a_version_and_the_patch_that_leads_to_it_are_on_disk_together_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    """The power goes at each statement of the commit: what the next run finds is version 1 as it was."""
+    make(tmp_path / "a.db")
+    world = World(tmp_path / "a.db", None, performed=True)
+    run, commits = world.store._db.run, []
+
+    def cut(sql: str, values: object = None) -> int:
+        if world.store._db._db.in_transaction and sql.startswith(which) and commits:
+            raise PowerCutError
+        return run(sql, values)
+
+    apply = world.store.apply
+    monkeypatch.setattr(world.store._db, "run", cut)
+    monkeypatch.setattr(
+        world.store, "apply", lambda effect: commits.extend([effect] * isinstance(effect, CommitRound)) or apply(effect)
+    )
+    with pytest.raises(PowerCutError):
+        live(world)
+    left = Store(tmp_path / "a.db")
+    assert len(left.versions()) == 1
+    assert (left.remainder(1), left.patches(1, 2)) == (b"first", [])
+    assert len(left.snapshot().pending) == 3
+    world.start()
+    live(world)
+    assert world.store.patches(1, 2) == [b"the way"]
+    assert struct.unpack("<4f", newest(world.store)) == (1, 1, 1, 0)

@@ -12,29 +12,44 @@ import msgspec
 import numpy as np
 import pytest
 
-from broker import founding, service
-from broker.config import load
-from broker.effects import Aggregate, CommitRound, Publish, StoreEpoch, StoreRound, StoreSeen, StoreUpdate
-from broker.registry import params_bytes_of
-from broker.service import Service, ServiceError, runs
+from broker import founding, shelf, versions, wiring
+from broker.config import Aggregate as AggregateTable
+from broker.config import Http, load
+from broker.effects import (
+    Aggregate,
+    CommitRound,
+    Publish,
+    SendChunk,
+    SendPatch,
+    StoreEpoch,
+    StoreRound,
+    StoreSeen,
+    StoreUpdate,
+)
+from broker.registry import model_of, params_bytes_of
+from broker.service import Service, runs
+from broker.shelf import Shelf
 from broker.sqlite import StoreError
 from broker.store import Store
 from broker.views import ask_for_rounds, current_plan
+from broker.wiring import ServiceError
 from engine import master
-from engine.codec import steps
-from engine.codec.steps import Steps
+from engine.codec import patch as patches
+from engine.codec import payload as payloads
+from engine.codec.update import Update as Numbered
 from engine.frame import frame_of
 from engine.master import Numbers
 from engine.models.scheme import load_params
 from tests.broker import fleet
 from tests.broker.fleet import KEY, SIGN
 from tests.broker.test_store import commit, update_row
-from wire import envelope, keys, topics
+from wire import chunks, envelope, keys, topics
 from wire.link import Arrived, LinkDown, LinkUp
 from wire.log_line import line
-from wire.messages import Message, Offer, Plan, Receipt, Update
+from wire.messages import Chunk, Manifest, Message, Offer, Patch, Plan, Range, Receipt, Update, Want, digest_of
 
 MODEL = Path(__file__).parents[2] / "firmware_sim/models/digits.tflite"
+FRAME = frame_of(MODEL.read_bytes(), "last-2")
 
 
 @dataclasses.dataclass
@@ -104,8 +119,12 @@ def rig(directory: Path) -> Rig:
 
 
 def payload(rig: Rig, at: int = 0) -> bytes:
-    size = rig.store.snapshot().manifest.num_params
-    return steps.encode(Steps(size, np.array([at], np.uint32), np.array([7], np.int16)))
+    return coded(rig, np.array([at]), np.array([7]))
+
+
+def coded(rig: Rig, at: np.ndarray, units: np.ndarray) -> bytes:
+    update = Numbered("int8", FRAME.suffix.num_params, at.astype(np.uint32), units.astype(np.int32))
+    return payloads.encode(update, FRAME.shapes, value_bits=0, coding="context").payload
 
 
 def open_round(rig: Rig, *devices: str, updates_min: int = 1, keep_rate: float = 0.01) -> None:
@@ -180,20 +199,20 @@ def test_a_round_becomes_a_version_and_its_cost_is_kept(rig: Rig) -> None:
     (closed,) = [said for said in rig.said if said.startswith("event=round-closed ")]
     assert accepted.startswith("event=accepted device=cabin round=1 digest=")
     assert accepted.endswith(" pending=1")
-    assert f" members=1 accuracy=none bytes_up=700 bytes_down={newest.bytes_down} " in closed
+    patch = rig.store.patches(1, 2)[0]
+    assert f" members=1 patch_bytes={len(patch)} accuracy=none bytes_up=700 bytes_down={newest.bytes_down} " in closed
     assert rig.said.index(accepted) < rig.said.index(closed)
 
 
-def test_what_rounding_took_from_a_version_is_kept_and_joins_the_next_round(rig: Rig) -> None:
-    frame = frame_of(MODEL.read_bytes(), "last-2")
+def test_what_rounding_took_from_a_version_is_kept_and_joins_the_next_round(directory: Path) -> None:
+    rig = Rig(directory, aggregate=AggregateTable(learning_rate=0.06))
 
     def whole() -> tuple[int, int]:
         manifest = rig.store.snapshot().manifest
         published = params_bytes_of(manifest, rig.store.blob)
         numbers = Numbers(published, rig.store.remainder(manifest.model_version))
-        return int(master.read(frame, numbers)[0]), int(load_params(frame.suffix, published)[0])
+        return int(master.read(FRAME, numbers)[0]), int(load_params(FRAME.suffix, published)[0])
 
-    rig.service._learning_rate = 0.06
     seen = [whole()]
     for round_id in range(1, 4):
         open_round(rig, "cabin")
@@ -206,8 +225,7 @@ def test_what_rounding_took_from_a_version_is_kept_and_joins_the_next_round(rig:
 
 def test_crowded_weights_get_room_and_everyone_fetches_the_new_base(rig: Rig) -> None:
     open_round(rig, "cabin", keep_rate=1.0)
-    size = rig.store.snapshot().manifest.num_params
-    most = steps.encode(Steps(size, np.arange(1000, dtype=np.uint32), np.full(1000, 254, np.int16)))
+    most = coded(rig, np.arange(1000), np.full(1000, 254))
     rig.turn(rig.say("cabin", Update(1, 1, 40, 0, 0, most)))
     (held,) = [said for said in rig.said if said.startswith("event=weights-held")]
     assert held == "event=weights-held round=1 count=1000"
@@ -217,6 +235,134 @@ def test_crowded_weights_get_room_and_everyone_fetches_the_new_base(rig: Rig) ->
     model = next(file for file in manifest.files if file.name == "model.tflite")
     assert rig.store.blob(model.digest) != MODEL.read_bytes()
     assert ask_plan(rig).scale_epoch == 1
+
+
+def versions_of(rig: Rig, count: int, device: str = "cabin") -> list[bytes]:
+    """Close so many rounds of one device; return the parameters of every version, the first one's as well."""
+    for round_id in range(1, count + 1):
+        open_round(rig, device)
+        at = np.arange(17 * round_id, 17 * round_id + 40, 3)
+        rig.turn(rig.say(device, Update(round_id, round_id, 40, 0, 0, coded(rig, at, np.resize([1, -2], len(at))))))
+    return [rig.store.blob(row.params_digest) for row in rig.store.versions()]
+
+
+def want(rig: Rig, base_version: int) -> list[Message]:
+    """What a device is sent that holds `base_version` and wants the newest parameters."""
+    file = next(file for file in rig.store.snapshot().manifest.files if file.name == "params.bin")
+    before = len(rig.link.published)
+    rig.turn(rig.say("cabin", Want(file.digest, (Range(0, 1),), base_version)))
+    return [envelope.unseal(sealed, topic, rig.link.verify) for topic, sealed, _ in rig.link.published[before:]]
+
+
+def test_who_holds_an_older_version_is_sent_what_leads_to_the_newest(rig: Rig) -> None:
+    contents = versions_of(rig, 4)
+    for base_version in (1, 2, 4, 3):  # the longest first, and one that begins with a known one
+        (patch,) = want(rig, base_version)
+        assert isinstance(patch, Patch)
+        base = contents[base_version - 1]
+        assert (patch.base_version, patch.base_digest) == (base_version, digest_of(base))
+        assert patches.apply(FRAME, base, patch.payload) == contents[4]
+        assert patch.digest == digest_of(contents[4])
+        told = f"event=patch device=cabin base_version={base_version} version=5 bytes={len(patch.payload)}"
+        assert rig.said[-1] == told
+    assert len(want(rig, 1)[0].payload) < len(contents[4]) / 10
+
+
+def test_who_holds_the_newest_version_in_its_base_file_is_sent_a_patch_of_nothing(rig: Rig) -> None:
+    (first,) = want(rig, 1)  # nobody has trained yet
+    assert len(first.payload) < 10
+    base = frame_of(model_of(rig.service._manifest, rig.store.blob), rig.config.model.train).own()
+    assert (first.digest, first.base_digest) == (digest_of(base), digest_of(base))
+    assert patches.apply(FRAME, base, first.payload) == base
+    contents = versions_of(rig, 2)
+    (patch,) = want(rig, 3)
+    assert patches.apply(FRAME, contents[2], patch.payload) == contents[2]
+
+
+def test_a_longer_sum_begins_with_the_known_one(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions_of(rig, 3)
+    sums: list[int] = []
+    merge = patches.merge
+    monkeypatch.setattr(patches, "merge", lambda frame, parts: sums.append(len(parts)) or merge(frame, parts))
+    want(rig, 1)
+    want(rig, 1)
+    open_round(rig, "cabin")
+    rig.turn(rig.say("cabin", Update(4, 4, 40, 0, 0, payload(rig))))
+    want(rig, 1)
+    assert sums == [3, 2]  # three patches; what is known needs no sum; that one and the new one
+
+
+def test_a_want_that_was_overtaken_by_a_new_version_is_answered_with_what_it_asked_for(rig: Rig) -> None:
+    contents, fresh = versions_of(rig, 4), Shelf(rig.store)
+    for version in (5, 3, 4):
+        file = chunks.split("params.bin", contents[version - 1])
+        part = SendChunk("t", file, 0)
+        made = fresh.patch(SendPatch("t", file, 1, version, (part,)), FRAME)
+        assert made is not None
+        assert made.digest == digest_of(contents[version - 1])
+        assert patches.apply(FRAME, contents[0], made.payload) == contents[version - 1]
+
+
+def test_chunks_are_sent_where_no_patch_leads_or_none_pays(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions_of(rig, 2)
+    for base_version in (0, 7):  # none at all; one that there never was
+        assert [type(message) for message in want(rig, base_version)] == [Chunk]
+    kept = rig.store.patches(1, 2)[0]
+    rig.store._db.run("UPDATE versions SET patch = NULL WHERE model_version = 2")
+    assert [type(message) for message in want(rig, 1)] == [Chunk]
+    assert rig.said[-1] == "event=chunk device=cabin file=params.bin index=0"
+    assert [type(message) for message in want(rig, 2)] == [Patch]
+    rig.store._db.run("UPDATE versions SET patch = :kept WHERE model_version = 2", {"kept": kept})
+    rig.store._db.run("UPDATE versions SET patch = :large WHERE model_version = 3", {"large": bytes(20_000)})
+    rig.service._shelf = Shelf(rig.store)
+    assert [type(message) for message in want(rig, 2)] == [Chunk]
+    monkeypatch.setattr(shelf, "SUMMED_BYTES_MAX", 20_000)
+    assert [type(message) for message in want(rig, 1)] == [Chunk]  # not even added up
+
+
+def test_no_patch_leads_into_a_new_scale_epoch(rig: Rig) -> None:
+    open_round(rig, "cabin", keep_rate=1.0)
+    rig.turn(rig.say("cabin", Update(1, 1, 40, 0, 0, coded(rig, np.arange(1000), np.full(1000, 254)))))
+    assert rig.store.snapshot().manifest.scale_epoch == 1
+    assert rig.store.patches(1, 2) == []
+    assert [type(message) for message in want(rig, 1)] == [Chunk]
+
+
+def test_a_base_is_read_once_however_many_updates_to_it_come(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    models: list[bytes] = []
+    monkeypatch.setattr(versions, "frame_of", lambda model, train: models.append(model) or frame_of(model, train))
+    crowd = coded(rig, np.arange(1000), np.full(1000, 254))
+    for round_id, sent in enumerate((payload(rig), crowd, payload(rig), payload(rig)), 1):
+        with monkeypatch.context() as operator:  # the operator's own command reads it as well
+            operator.setattr(versions, "frame_of", frame_of)
+            open_round(rig, "cabin", "dune", keep_rate=1.0, updates_min=2)
+        for device in ("cabin", "dune"):
+            rig.turn(rig.say(device, Update(round_id, round_id, 40, 0, 0, sent)))
+    assert [row.members for row in rig.store.versions()] == [0, 2, 2, 2, 2]
+    assert rig.store.snapshot().manifest.scale_epoch == 1
+    assert len(models) == len(set(models)) == 2
+
+
+def test_what_one_version_holds_back_a_later_one_publishes(directory: Path) -> None:
+    rig = Rig(directory, aggregate=AggregateTable(publish_rate=1e-9))  # one parameter a version
+    open_round(rig, "cabin", keep_rate=1.0)
+    sent = coded(rig, np.array([3, 5, 9]), np.array([2, -9, 4]))
+    rig.turn(rig.say("cabin", Update(1, 1, 40, 0, 0, sent)))
+    for round_id in (2, 3):
+        open_round(rig, "cabin", keep_rate=1.0)
+        nothing = coded(rig, np.array([], np.int64), np.array([], np.int64))
+        rig.turn(rig.say("cabin", Update(round_id, round_id, 40, 0, 0, nothing)))
+    first, *later = [load_params(FRAME.suffix, rig.store.blob(row.params_digest)) for row in rig.store.versions()]
+    assert [[int((params - first)[at]) for at in (3, 5, 9)] for params in later] == [[0, -9, 0], [0, -9, 4], [2, -9, 4]]
+
+
+def test_the_address_of_the_files_is_in_the_manifest_that_is_shared_and_not_in_the_stored_one(directory: Path) -> None:
+    rig = Rig(directory, http=Http(url="https://farm.example:8443/"))
+    rig.turn(LinkUp())
+    assert [manifest.url for manifest in rig.link.heard(Manifest)] == ["https://farm.example:8443"]
+    assert rig.store.snapshot().manifest.url == ""
+    versions_of(rig, 1)
+    assert [manifest.url for manifest in rig.link.heard(Manifest)][-1] == "https://farm.example:8443"
 
 
 def ask_plan(rig: Rig) -> Plan:
@@ -239,8 +385,8 @@ def test_accuracy_is_measured_where_there_is_data(directory: Path, tmp_path: Pat
 
 def test_a_full_disk_ends_the_loop_before_any_receipt(rig: Rig) -> None:
     open_round(rig, "cabin", keep_rate=1.0)
-    size = rig.store.snapshot().manifest.num_params
-    large = steps.encode(Steps(size, np.arange(size, dtype=np.uint32), np.resize([3, -200, 17], size).astype(np.int16)))
+    size = FRAME.suffix.num_params
+    large = coded(rig, np.arange(size), np.random.default_rng(1).integers(1, 255, size))
     rig.store._db.run(f"PRAGMA max_page_count = {rig.store._db.rows('PRAGMA page_count')[0][0]}")
     before = len(rig.link.published)
     with pytest.raises(StoreError, match="make room"):
@@ -318,9 +464,9 @@ def test_a_signal_ends_the_loop_with_a_goodbye(rig: Rig) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_an_aggregation_that_fails_is_said_and_keeps_the_updates(rig: Rig) -> None:
+def test_an_aggregation_that_fails_is_said_and_keeps_the_updates(directory: Path) -> None:
+    rig = Rig(directory, aggregate=AggregateTable(learning_rate=float("nan")))
     open_round(rig, "cabin")
-    rig.service._learning_rate = float("nan")
     rig.turn(rig.say("cabin", Update(1, 1, 40, 0, 0, payload(rig))))
     assert any(said.startswith("event=aggregate-failed round=1") for said in rig.said)
     assert [update.counted_in for update in rig.store.updates()] == [None]
@@ -347,7 +493,7 @@ def test_a_line_of_the_log_can_be_split_again() -> None:
 
 def test_only_one_serves_a_store(directory: Path) -> None:
     path = directory / "broker.db"
-    with service._only_one(path), pytest.raises(ServiceError, match="another broker serve has"):
-        service._only_one(path).__enter__()
-    with service._only_one(path):
+    with wiring.only_one(path), pytest.raises(ServiceError, match="another broker serve has"):
+        wiring.only_one(path).__enter__()
+    with wiring.only_one(path):
         pass

@@ -22,7 +22,7 @@ from broker.effects import (
 )
 from broker.rows import Cost
 from broker.sqlite import StoreError
-from broker.store import VERSIONS_KEPT, Store
+from broker.store import PATCHES_KEPT, VERSIONS_KEPT, Store
 from tests.broker import fleet
 from tests.broker.fleet import KEY, PLAN, first_manifest, params, row
 from wire import chunks
@@ -50,7 +50,8 @@ def commit(
     base = chunks.split("model.tflite", model) if model else first_manifest()[0].files[0]
     manifest = Manifest("tiny", version, version - 1, 4, (base, chunks.split("params.bin", content)), int(bool(model)))
     closed = row(round_id, status="closed", base_version=version - 1, model_version=version)
-    made = Aggregated(round_id, content, 0.5, 0.25, f"of {version}".encode(), model)
+    patch = b"" if model else f"to {version}".encode()
+    made = Aggregated(round_id, content, 0.5, 0.25, f"of {version}".encode(), model, patch)
     return CommitRound(closed, manifest, made, members)
 
 
@@ -182,16 +183,52 @@ def test_the_numbers_of_devices_are_kept_and_only_old_versions_let_go(path: Path
     assert store.update_payload("cabin", VERSIONS_KEPT + 3) == b"payload"
 
 
-def test_what_only_the_coordinator_knows_of_a_version_is_kept_with_it_and_let_go_with_it(path: Path) -> None:
+def test_what_only_the_coordinator_knows_of_a_version_is_kept_until_there_is_the_next(path: Path) -> None:
     store = Store(path)
     assert store.remainder(1) == b"first"
     for round_id in range(1, VERSIONS_KEPT + 2):
         open_round(store, round_id, round_id)
         store.apply(commit(round_id, round_id + 1))
     assert Store(path).remainder(VERSIONS_KEPT + 2) == f"of {VERSIONS_KEPT + 2}".encode()
-    assert (store.remainder(2), store.remainder(3)) == (b"", b"of 3")
+    assert store.remainder(VERSIONS_KEPT + 1) == b""  # the largest of all, and nobody would ask for it again
     with pytest.raises(StoreError, match="has no version 99"):
         store.remainder(99)
+
+
+def test_a_version_is_kept_with_what_leads_to_it_and_a_missing_link_breaks_the_chain(path: Path) -> None:
+    store = Store(path)
+    for round_id in range(1, 5):
+        open_round(store, round_id, round_id)
+        store.apply(commit(round_id, round_id + 1, model=b"larger" if round_id == 3 else b""))
+    kept = Store(path)
+    assert kept.patches(1, 3) == [b"to 2", b"to 3"]
+    assert kept.patches(2, 3) == [b"to 3"]
+    assert kept.patches(4, 5) == [b"to 5"]
+    assert kept.patches(1, 4) == kept.patches(3, 5) == []  # version 4 begins a scale epoch
+    assert kept.patches(0, 2) == kept.patches(4, 6) == kept.patches(5, 4) == []
+    assert kept.params_digest(3) == kept.versions()[2].params_digest
+    assert kept.params_digest(9) is None
+
+
+def test_patches_outlive_the_parameters_that_they_make_by_far_and_not_for_ever(path: Path) -> None:
+    store = Store(path)
+    with store.transaction():
+        for round_id in range(1, PATCHES_KEPT + 3):
+            open_round(store, round_id, round_id)
+            store.apply(commit(round_id, round_id + 1))
+    newest = PATCHES_KEPT + 3
+    assert len(store.patches(newest - PATCHES_KEPT, newest)) == PATCHES_KEPT
+    assert store.patches(newest - PATCHES_KEPT - 1, newest) == []
+
+
+def test_a_part_of_a_file_is_read_without_the_rest(path: Path) -> None:
+    store = Store(path, read_only=True)
+    digest = first_manifest()[0].files[0].digest
+    assert store.blob_size(digest) == 70
+    assert store.blob_part(digest, 0, 70) == b"a model" * 10
+    assert store.blob_part(digest, 68, 9) == b"el"
+    assert store.blob_size(b"none") is None
+    assert store.blob_part(b"none", 0, 1) == b""
 
 
 def test_a_new_base_file_is_kept_with_the_version_that_brings_it(path: Path) -> None:

@@ -11,7 +11,7 @@ from edge_agent import effects
 from edge_agent.agent import Agent, Identity
 from edge_agent.budget import Limits
 from wire import chunks, envelope, topics
-from wire.messages import Manifest, Offer, Plan, Receipt, State, digest_of, encode
+from wire.messages import File, Manifest, Offer, Patch, Plan, Receipt, State, digest_of, encode
 
 FLEET, DEVICE = "fleet-1", "dev-1"
 LASTS_MS = 600_000
@@ -30,9 +30,13 @@ def coordinator_sign(data: bytes) -> bytes:
     return hashlib.blake2b(data, key=b"coordinator").digest()
 
 
-def manifest(version: int = 1, params: bytes = PARAMS) -> Manifest:
+def manifest(version: int = 1, params: bytes = PARAMS, url: str = "") -> Manifest:
     files = (chunks.split("model.tflite", MODEL, CHUNK_BYTES), chunks.split("params.bin", params, CHUNK_BYTES))
-    return Manifest("digits", version, max(0, version - 1), 100, files)
+    return Manifest("digits", version, max(0, version - 1), 100, files, url=url)
+
+
+def patch_to(file: File, base: effects.Base) -> Patch:
+    return Patch(file.digest, base.version, base.params, b"what to add")
 
 
 class Stage:
@@ -43,6 +47,8 @@ class Stage:
         self.agent = Agent(identity, durable or effects.Durable(), limits or Limits(), random.Random(1), **settings)
         self.now_ms = 1_000
         self.flash: dict[bytes, dict[int, bytes]] = {}
+        self.patches: dict[bytes, Patch | None] = {}  # None: dropped
+        self.base: effects.Base | None = None  # the older version on flash
         self.effects: list[effects.Effect] = []  # all of them
         self.data = {"model.tflite": MODEL, "params.bin": PARAMS}
 
@@ -55,6 +61,11 @@ class Stage:
                 match effect:
                     case effects.OpenFile(file=file) | effects.SealFile(file=file):
                         queue.append(self.file_state(file))
+                    case effects.WritePatch(file=file, patch=patch):
+                        self.patches[file.digest] = patch
+                        queue.append(self.file_state(file))
+                    case effects.DropPatch(file=file):
+                        self.patches[file.digest] = None
                     case effects.WriteChunk(file=file, index=index, data=data):
                         self.flash.setdefault(file.digest, {})[index] = data
         self.effects += followed
@@ -63,7 +74,10 @@ class Stage:
     def file_state(self, file) -> effects.FileState:
         have = self.flash.get(file.digest, {})
         whole = b"".join(have[index] for index in sorted(have))
-        return effects.FileState(file.digest, hashlib.sha256(whole).digest() == file.digest, frozenset(have))
+        ready = hashlib.sha256(whole).digest() == file.digest
+        patched = self.patches.get(file.digest) is not None
+        base = self.base if file.name == "params.bin" and file.digest not in self.patches else None
+        return effects.FileState(file.digest, ready, frozenset(have), patched=patched and not ready, base=base)
 
     def boot(self) -> list[effects.Effect]:
         return self.handle(effects.Booted())

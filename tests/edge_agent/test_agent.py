@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import cbor2
 import msgspec
 import pytest
 
 from edge_agent import agent as machine
 from edge_agent.budget import Limits
 from edge_agent.effects import (
+    Base,
     Disconnected,
     Durable,
+    Fetched,
+    FetchFailed,
+    FetchRanges,
     FileFailed,
     Forget,
+    PatchFailed,
     Persist,
     Publish,
     Reading,
@@ -22,10 +28,24 @@ from edge_agent.effects import (
     Trained,
     TrainingFailed,
 )
-from tests.edge_agent.stage import DEVICE, FINE, FLEET, LASTS_MS, PLAN, Stage, coordinator_sign, manifest, names, said
-from wire import envelope, topics
+from edge_agent.tries import RETRY_MS, TRIES_MAX
+from tests.edge_agent.stage import (
+    DEVICE,
+    FINE,
+    FLEET,
+    LASTS_MS,
+    MODEL,
+    PLAN,
+    Stage,
+    coordinator_sign,
+    manifest,
+    names,
+    patch_to,
+    said,
+)
+from wire import chunks, envelope, topics
 from wire.limits import RESEND_MS_MAX, RESEND_MS_MIN, UPDATE_PAYLOAD_BYTES_MAX
-from wire.messages import Death, Label, Receipt, State, digest_of
+from wire.messages import Death, Label, Offer, Range, Receipt, State, digest_of
 
 
 def test_the_first_thing_a_boot_does_is_to_count_itself_on_flash():
@@ -194,16 +214,16 @@ def test_unknown_asks_rarely_and_says_why():
 
 def test_training_that_fails_is_tried_three_times_and_then_the_round_is_left():
     stage = Stage().training()
-    for _attempt in range(machine.TRAIN_ATTEMPTS_MAX - 1):
+    for _attempt in range(TRIES_MAX - 1):
         stage.handle(TrainingFailed(1, "no luck\nat all"))
         assert stage.agent.reason == "training failed: no luck at all"  # fit for a terminal and a message
         assert "StartTraining" not in names(stage.read())  # a good reading is no reason to hurry
-        assert "StartTraining" in names(stage.tick(machine.RETRY_MS))
+        assert "StartTraining" in names(stage.tick(RETRY_MS))
     followed = stage.handle(TrainingFailed(1, "no luck"))
     assert followed[0] == Persist(stage.agent.durable)
     assert stage.agent.durable.last_round_id == 1
     assert stage.agent.durable.outbox == b""
-    assert "StartTraining" not in names(stage.offer(1) + stage.tick(machine.RETRY_MS))
+    assert "StartTraining" not in names(stage.offer(1) + stage.tick(RETRY_MS))
 
 
 def test_a_failed_try_asks_flash_again_whether_the_files_are_whole():
@@ -211,7 +231,7 @@ def test_a_failed_try_asks_flash_again_whether_the_files_are_whole():
     stage.handle(TrainingFailed(1, "model.tflite is damaged on flash"))
     file = manifest().files[0]
     del stage.flash[file.digest][1]  # what flash says now
-    retried = stage.tick(machine.RETRY_MS)
+    retried = stage.tick(RETRY_MS)
     (want,) = said(retried, "want")
     assert (want.digest, [(r.first, r.count) for r in want.ranges]) == (file.digest, [(1, 1)])
     assert names(stage.serve(retried))[-1] == "StartTraining"
@@ -220,7 +240,7 @@ def test_a_failed_try_asks_flash_again_whether_the_files_are_whole():
 def test_three_failures_of_an_old_round_do_not_lose_the_newer_offer():
     stage = Stage().training(1)
     stage.offer(2)
-    stage.agent._attempts = (1, machine.TRAIN_ATTEMPTS_MAX - 1)
+    stage.agent._tries.round_id, stage.agent._tries.failed_count = 1, TRIES_MAX - 1
     followed = stage.handle(TrainingFailed(1, "no luck"))
     assert stage.agent.durable.last_round_id == 1
     assert [e.job.round_id for e in followed if isinstance(e, StartTraining)] == [2]
@@ -244,7 +264,7 @@ def test_the_pause_before_the_next_try_outlives_the_offer():
     again = stage.offer(1)
     assert "StartTraining" not in names(again + stage.serve(again))
     assert stage.trained() == []
-    later = stage.tick(machine.RETRY_MS)
+    later = stage.tick(RETRY_MS)
     assert names(later + stage.serve(later))[-1] == "StartTraining"
 
 
@@ -317,7 +337,7 @@ def test_a_device_that_grows_too_hot_stops_training_and_does_not_flutter():
     stage.now_ms += 10_000
     assert "StartTraining" not in names(stage.read())
     assert "StartTraining" in names(stage.tick(machine.BUDGET_CHECK_MS))
-    assert stage.agent._attempts[1] == 0  # heat is no failure of the round
+    assert stage.agent._tries.failed_count == 0  # heat is no failure of the round
 
 
 def test_an_offer_waits_for_its_plan_and_its_manifest():
@@ -414,6 +434,134 @@ def test_a_manifest_that_contradicts_itself_is_given_up_with_a_reason():
         followed += stage.hear("chunk", Chunk(wrong[0].digest, index, data))
     assert 1 <= names(followed).count("SealFile") <= 3
     assert "does not match its own digest" in stage.agent.reason
+
+
+def after_version_1() -> Stage:
+    """Version 1 was trained here and is whole; version 2 is offered. Returns the stage at its first want."""
+    stage = Stage(Durable(last_round_id=1, model_version=1)).ready()
+    model, params = manifest().files
+    stage.base = Base(1, params.digest, model.digest)
+    stage.flash[model.digest] = {index: chunks.chunk_at(MODEL, model, index).data for index in range(3)}
+    stage.hear("manifest", manifest(2, NEXT))
+    return stage
+
+
+NEXT = b"q" * 1000
+NEXT_FILE = manifest(2, NEXT).files[1]
+
+
+def test_a_round_on_the_next_version_fetches_a_patch_and_nothing_else():
+    stage = after_version_1()
+    opened = stage.offer(2, version=2)
+    (want,) = said(opened, "want")
+    assert (want.digest, want.base_version) == (NEXT_FILE.digest, 1)
+    followed = stage.hear("patch", patch_to(NEXT_FILE, stage.base))
+    assert names(followed) == ["WritePatch", "StartTraining"]
+    assert followed[0].patch == patch_to(NEXT_FILE, stage.base)
+    assert followed[1].job.base_version == 2
+
+
+def test_a_patch_that_fails_costs_one_whole_download_and_no_try_of_the_round():
+    stage = after_version_1()
+    stage.data["params.bin"] = NEXT
+    stage.offer(2, version=2)
+    patch = patch_to(NEXT_FILE, stage.base)
+    stage.hear("patch", patch)
+    assert stage.agent.work.value == "training"
+    failed = stage.handle(PatchFailed(2, "it makes something else"))
+    assert names(failed) == ["DropPatch", "Forget", "OpenFile", "OpenFile", "Publish"]
+    (want,) = said(failed, "want")
+    assert (want.digest, want.base_version) == (NEXT_FILE.digest, 0)
+    assert stage.agent.work.value == "fetching"
+    assert stage.hear("patch", patch) == []  # nobody asked for it
+    done = stage.hear("chunk", chunks.chunk_at(NEXT, NEXT_FILE, 0))
+    assert names(done) == ["WriteChunk", "SealFile", "StartTraining"]
+    assert stage.agent._tries.failed_count == 0
+    for _ in range(TRIES_MAX - 1):
+        stage.handle(TrainingFailed(2, "no luck"))
+        assert stage.agent.durable.last_round_id == 1
+        assert "StartTraining" in names(stage.tick(RETRY_MS))
+
+
+def test_the_word_of_a_child_about_the_patch_of_another_round_is_not_believed():
+    stage = Stage().training()
+    assert stage.handle(PatchFailed(2, "what?")) == []
+    assert stage.agent.work.value == "training"
+    stage.trained()
+    assert stage.handle(PatchFailed(1, "what?")) == []
+
+
+def test_a_patch_on_flash_is_found_again_after_a_power_cut():
+    before = after_version_1()
+    before.offer(2, version=2)
+    before.hear("patch", patch_to(NEXT_FILE, before.base))
+    stage = after_version_1()
+    stage.patches = before.patches
+    opened = stage.offer(2, version=2)
+    assert names(opened) == ["Forget", "OpenFile", "OpenFile", "StartTraining"]
+
+
+def test_a_patch_is_heard_only_from_the_coordinator_and_counts_as_its_word():
+    stage = after_version_1()
+    stage.offer(2, version=2)
+    topic = topics.dn(FLEET, DEVICE, "patch")
+    patch = patch_to(NEXT_FILE, stage.base)
+    assert stage.handle(Received(topic, envelope.seal(patch, topic, machine_sign))) == []
+    assert "WritePatch" in names(stage.handle(Received(topic, envelope.seal(patch, topic, coordinator_sign))))
+    assert said(stage.tick(machine.BUDGET_CHECK_MS * 5), "birth") == []
+
+
+URL = "https://models.example"
+
+
+def test_what_is_large_is_fetched_by_http_and_after_a_failure_over_the_link():
+    stage = Stage().ready()
+    stage.hear("manifest", manifest(url=URL))
+    opened = stage.offer()
+    model = manifest().files[0]
+    assert opened[-1] == FetchRanges(URL, model, (Range(0, 3),))
+    assert said(opened, "want") == []
+    assert names(stage.handle(Fetched(model.digest, 1, MODEL[1000:2000]))) == ["WriteChunk"]
+    assert stage.handle(Fetched(model.digest, 2, b"m" * 499)) == []
+    wants = said(stage.handle(FetchFailed(model.digest, "404")), "want")
+    assert stage.agent.reason == "fetching over MQTT, since HTTP failed: 404"
+    assert [(want.digest, want.ranges) for want in wants] == [(model.digest, (Range(0, 1), Range(2, 1)))]
+
+
+def test_chunks_that_http_brings_while_the_link_is_down_are_kept():
+    stage = Stage().ready()
+    stage.hear("manifest", manifest(url=URL))
+    stage.offer()
+    stage.handle(Disconnected())
+    model = manifest().files[0]
+    for index in range(3):
+        assert "WriteChunk" in names(stage.handle(Fetched(model.digest, index, b"m" * (1000 if index < 2 else 500))))
+    (want,) = said(stage.connect(2), "want")
+    assert want.digest == manifest().files[1].digest
+
+
+def test_what_http_says_when_nothing_is_fetched_changes_nothing():
+    stage = Stage().ready()
+    assert stage.handle(Fetched(b"x" * 32, 0, b"data")) == []
+    assert stage.handle(FetchFailed(b"x" * 32, "404")) == []
+
+
+@pytest.mark.parametrize("encoded", ["newer", "older"])
+def test_a_plan_is_named_by_the_bytes_that_its_coordinator_signed(encoded):
+    """One program has a field more than the other: both mean the same plan, and write other bytes."""
+    stage = Stage().ready()
+    tree = msgspec.to_builtins(PLAN, builtin_types=(bytes,))
+    sent = cbor2.dumps([*tree, 7] if encoded == "newer" else tree[:-1], canonical=True)
+    topic = topics.shared(FLEET, "plan")
+    stage.handle(Received(topic, sealed_bytes(sent, topic)))
+    followed = stage.hear("offer", Offer(1, digest_of(sent), 1, LASTS_MS))
+    assert names(stage.serve(followed))[-1] == "StartTraining"
+
+
+def sealed_bytes(encoded: bytes, topic: str) -> bytes:
+    wrapped = cbor2.dumps(encoded)
+    signed = b"\x84\x6aSignature1\x43\xa1\x01\x27" + cbor2.dumps(topic.encode()) + wrapped
+    return bytes.fromhex("d28443a10127a0") + wrapped + b"\x58\x40" + coordinator_sign(signed)
 
 
 def test_a_label_goes_to_the_samples():

@@ -52,6 +52,8 @@ def test_every_commented_key_of_the_sample_is_one_that_may_be_set(tmp_path):
     found = load(tmp_path, "\n".join(opened))
     assert (found.budget.temperature_c_max, found.budget.battery_rate_min, found.budget.mains_only) == (75.0, 0.4, True)
     assert found.mqtt.password_file == tmp_path / "password"
+    limits = found.budget.limits()
+    assert (limits.update_bytes_max, limits.day_bytes_max, limits.month_bytes_max) == (4_000, 1_000_000, 20_000_000)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +71,8 @@ def test_every_commented_key_of_the_sample_is_one_that_may_be_set(tmp_path):
         (GOOD + "[samples]\ncapacity = 0\n", r"\[samples\] capacity: expected int >= 1"),
         (GOOD + "[samples]\nheld_out_rate = 1.5\n", r"\[samples\] held_out_rate: expected float <= 0.9"),
         (GOOD + "[telemetry]\nevery_s = 1\n", r"\[telemetry\] every_s: expected int >= 10"),
+        (GOOD + "[budget]\nday_bytes_max = 1000\n", r"\[budget\] day_bytes_max: no update fits .* 1024 or more, or 0"),
+        (GOOD + "[budget]\nupdate_bytes_max = -1\n", r"\[budget\] update_bytes_max: expected int >= 0"),
         (GOOD.replace('id = "dev-1"\n', ""), r"c.toml: \[device\] needs id"),
         (GOOD.replace('[mqtt]\nurl = "mqtt://localhost"\n', ""), r"c.toml: the section \[mqtt\] is missing"),
         (GOOD.replace('"dev-1"\n', '"dev/1"\n'), r"c.toml, \[device\] id: device 'dev/1' cannot be used"),

@@ -8,9 +8,10 @@ import msgspec
 import pytest
 
 from edge_agent import flash
-from edge_agent.effects import Durable
+from edge_agent.effects import Base, Durable
 from edge_agent.flash import Flash, FlashError, Model, file_path, load_model, read_file, residual_path, write_file
 from wire import chunks
+from wire.messages import File, Patch
 
 OLD = Durable(boot=3, last_round_id=7, outbox=b"the old update" * 9, outbox_round_id=7)
 NEW = Durable(boot=3, last_round_id=7, outbox=b"", outbox_round_id=0, residual_round_id=7)
@@ -146,6 +147,14 @@ def fill(store: Flash, indexes, data: bytes = BIG) -> None:
         store.write_chunk(FILE, index, chunks.chunk_at(data, FILE, index).data)
 
 
+def keep(store: Flash, file: File, data: bytes) -> None:
+    """Make `file` whole on flash."""
+    store.open_file(file)
+    for index in range(len(file.chunk_digests)):
+        store.write_chunk(file, index, chunks.chunk_at(data, file, index).data)
+    assert store.seal_file(file).ready
+
+
 def test_a_file_comes_in_any_order_over_any_number_of_lives(tmp_path):
     assert Flash(tmp_path).open_file(FILE).have == frozenset()
     fill(Flash(tmp_path), [2])
@@ -192,8 +201,9 @@ def test_room_for_a_file_is_reserved_before_the_first_chunk(tmp_path):
 def test_forget_keeps_what_is_asked_and_the_newest_whole_model(tmp_path):
     store = Flash(tmp_path)
     other, noted = chunks.split("other", b"other", 10), chunks.split("noted", b"noted", 10)
-    for file in (FILE, other, noted):
+    for file in (FILE, other):
         store.open_file(file)
+    keep(store, noted, b"noted")
     for round_id in (1, 2, 3):
         write_file(residual_path(tmp_path, round_id), b"residual")
     store.note_model(Model(4, "last-1", (noted,)))
@@ -202,14 +212,132 @@ def test_forget_keeps_what_is_asked_and_the_newest_whole_model(tmp_path):
     assert [p.name for p in (tmp_path / "residual").iterdir()] == ["2"]
     store.forget(frozenset({FILE.digest}), frozenset())
     kept = {p.name for p in (tmp_path / "files").iterdir()}
-    assert kept == {f"{FILE.digest.hex()}.part", f"{noted.digest.hex()}.part"}
+    assert kept == {f"{FILE.digest.hex()}.part", noted.digest.hex()}
     assert list((tmp_path / "residual").iterdir()) == []
 
 
 def test_the_note_of_the_model_survives_and_a_damaged_one_is_none(tmp_path):
     model = Model(4, "last-1", (FILE,))
     Flash(tmp_path).note_model(model)
+    assert load_model(tmp_path) is None, "a version that is not whole was noted"
+    keep(Flash(tmp_path), FILE, BIG)
+    Flash(tmp_path).note_model(model)
     assert load_model(tmp_path) == model
     (tmp_path / "model").write_bytes(b"\xff")
     assert load_model(tmp_path) is None
     assert flash.load_model(tmp_path / "nowhere") is None
+
+
+# Patches
+
+OLD_PARAMS, NEW_PARAMS = b"o" * 1500, b"n" * 1500
+OLD_FILE, NEW_FILE = (chunks.split("params.bin", data, 1000) for data in (OLD_PARAMS, NEW_PARAMS))
+PATCH = Patch(NEW_FILE.digest, 4, OLD_FILE.digest, b"what to add" * 30)
+BASE = Base(4, OLD_FILE.digest, FILE.digest)
+
+
+@pytest.fixture
+def patchable(tmp_path) -> Flash:
+    """Version 4 is whole and noted."""
+    store = Flash(tmp_path)
+    keep(store, FILE, BIG)
+    keep(store, OLD_FILE, OLD_PARAMS)
+    store.note_model(Model(4, "last-1", (FILE, OLD_FILE)))
+    return store
+
+
+def patch_of(store: Flash, file: File = NEW_FILE):
+    return file_path(store.root, file.digest).with_suffix(".patch")
+
+
+def test_flash_says_from_which_whole_version_a_patch_may_start(patchable, tmp_path):
+    assert patchable.open_file(NEW_FILE).base == BASE
+    assert Flash(tmp_path).open_file(NEW_FILE).base == BASE
+    assert patchable.open_file(chunks.split("other", b"other", 10)).base is None
+    path = file_path(tmp_path, OLD_FILE.digest)
+    path.write_bytes(OLD_PARAMS[:-1] + b"!")
+    assert patchable.open_file(NEW_FILE).base is None
+
+
+def test_a_patch_is_found_again_in_the_next_life(patchable, tmp_path):
+    assert patchable.write_patch(NEW_FILE, PATCH).patched
+    state = Flash(tmp_path).open_file(NEW_FILE)
+    assert (state.ready, state.patched, state.patch_failed) == (False, True, False)
+    assert flash.read_patch(tmp_path, NEW_FILE.digest) == PATCH
+
+
+def test_a_damaged_patch_is_none_and_what_one_starts_from_is_not_for_flash_to_say(patchable, tmp_path):
+    path = patch_of(patchable)
+    for damaged in (b"\xff", path.name.encode(), PATCH.payload):
+        patchable.write_patch(NEW_FILE, PATCH)
+        path.write_bytes(damaged)
+        state = patchable.open_file(NEW_FILE)
+        assert (state.patched, state.base) == (False, BASE)
+        assert not path.exists()
+    patchable.write_patch(NEW_FILE, PATCH)
+    path.replace(patch_of(patchable, OLD_FILE))  # the patch of one file is none of another
+    assert flash.read_patch(tmp_path, OLD_FILE.digest) is None
+    patchable.write_patch(NEW_FILE, PATCH)
+    file_path(tmp_path, OLD_FILE.digest).unlink()
+    state = patchable.open_file(NEW_FILE)
+    assert (state.patched, state.base) == (True, None)  # model.tflite may hold it: the child will see
+
+
+def test_a_patch_that_was_dropped_is_remembered_and_none_is_asked_for_again(patchable, tmp_path):
+    patchable.write_patch(NEW_FILE, PATCH)
+    patchable.drop_patch(NEW_FILE)
+    for store in (patchable, Flash(tmp_path)):
+        state = store.open_file(NEW_FILE)
+        assert (state.patched, state.patch_failed, state.base) == (False, True, None)
+    patchable.forget(frozenset({NEW_FILE.digest}), frozenset())
+    assert patchable.open_file(NEW_FILE).patch_failed
+    keep(patchable, NEW_FILE, NEW_PARAMS)
+    assert not patch_of(patchable).exists()
+
+
+def test_a_patch_cut_while_it_is_written_is_there_or_not(patchable, monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        patchable.write_patch(NEW_FILE, PATCH)
+    monkeypatch.undo()
+    state = Flash(patchable.root).open_file(NEW_FILE)
+    assert (state.patched, state.base) == (False, BASE)
+    assert not list((patchable.root / "files").glob(".*"))
+
+
+def test_what_a_kept_patch_starts_from_is_kept(patchable, tmp_path):
+    patchable.write_patch(NEW_FILE, PATCH)
+    noted = chunks.split("params.bin", b"later", 10)
+    keep(patchable, noted, b"later")
+    patchable.note_model(Model(5, "last-1", (FILE, noted)))
+    patchable.forget(frozenset({FILE.digest, NEW_FILE.digest}), frozenset())
+    assert patchable.open_file(NEW_FILE).patched
+    patchable.forget(frozenset({FILE.digest, noted.digest}), frozenset())
+    assert {path.name for path in (tmp_path / "files").iterdir()} == {FILE.digest.hex(), noted.digest.hex()}
+
+
+def test_what_a_patch_made_is_a_file_like_any_other(patchable, tmp_path):
+    patchable.write_patch(NEW_FILE, PATCH)
+    flash.complete_file(tmp_path, NEW_FILE, NEW_PARAMS)
+    assert patchable.open_file(NEW_FILE).ready
+    assert {path.name for path in (tmp_path / "files").iterdir()} == {
+        file.digest.hex() for file in (FILE, OLD_FILE, NEW_FILE)
+    }
+
+
+def test_a_file_cut_while_a_patch_makes_it_is_not_there_and_the_patch_is(patchable, tmp_path, monkeypatch):
+    patchable.write_patch(NEW_FILE, PATCH)
+
+    def fail(*_args, **_kwargs):
+        raise OSError(5, "power")
+
+    for function in ("pwrite", "fsync", "ftruncate"):
+        monkeypatch.setattr(os, function, fail)
+        with pytest.raises(OSError, match="power"):
+            flash.complete_file(tmp_path, NEW_FILE, NEW_PARAMS)
+        monkeypatch.undo()
+        state = Flash(tmp_path).open_file(NEW_FILE)
+        assert (state.ready, state.patched) == (False, True)

@@ -16,10 +16,13 @@ from edge_agent.effects import (
     Durable,
     FileFailed,
     FileState,
+    Job,
     OpenFile,
+    PatchFailed,
     Persist,
     Reading,
     SetLabel,
+    StartTraining,
     StopTraining,
     Trained,
     TrainingFailed,
@@ -28,6 +31,7 @@ from edge_agent.samples import create
 from tests.edge_agent.stage import PLAN, manifest
 from wire import keys
 from wire.link import Arrived, LinkUp
+from wire.messages import Traffic
 
 FULL = OSError(errno.ENOSPC, "No space left on device", "state.a")
 
@@ -138,11 +142,15 @@ def test_a_label_reaches_the_store_and_none_is_no_harm(shell, settings):
     create(settings.samples_path, (2,), 5).append(b"\0" * 8)
     assert shell._reading().num_examples == 0
     shell._perform(SetLabel(1, 3))
-    assert shell._reading() == Reading(num_examples=1, temperature_c=shell._host.temperature_c)
+    expected = Reading(num_examples=1, temperature_c=shell._host.temperature_c, traffic=Traffic())
+    assert shell._reading() == expected
 
 
 class FakeChild:
     killed = False
+
+    def __init__(self, *_args) -> None:
+        pass
 
     def kill(self) -> None:
         self.killed = True
@@ -150,10 +158,10 @@ class FakeChild:
 
 def training(shell: service.Service, monkeypatch, round_id: int = 1) -> tuple[FakeChild, list]:
     handled: list = []
-    fake = FakeChild()
     monkeypatch.setattr(shell, "_handle", handled.append)
-    shell._trainings.append(service._Training(fake, round_id))
-    return fake, handled
+    monkeypatch.setattr(child, "Child", FakeChild)
+    shell._perform(StartTraining(Job("dev-1", round_id, 1, PLAN, manifest().files, 0)))
+    return shell._trainings._trainings[-1].child, handled
 
 
 def ended(fake: FakeChild, answer: trainer.Answer | None, reason: str = "") -> child.Ended:
@@ -163,7 +171,7 @@ def ended(fake: FakeChild, answer: trainer.Answer | None, reason: str = "") -> c
 
 def test_a_childs_answer_becomes_an_event_and_one_line(shell, monkeypatch, capsys):
     fake, handled = training(shell, monkeypatch)
-    shell._on_ended(ended(fake, trainer.Answer(payload=b"p", num_examples=9, held_out_correct=1, held_out_count=2)))
+    shell._on_item(ended(fake, trainer.Answer(payload=b"p", num_examples=9, held_out_correct=1, held_out_count=2)))
     assert handled == [Trained(1, b"p", 9, 1, 2)]
     first = capsys.readouterr().out.splitlines()[0]
     assert first == 'event=trainer round=1 ok=1 peak_rss_kb=168000 cpu_s=1.250 wall_s=2.500 reason=""'
@@ -171,26 +179,31 @@ def test_a_childs_answer_becomes_an_event_and_one_line(shell, monkeypatch, capsy
 
 def test_a_reason_and_an_end_without_one_are_failures(shell, monkeypatch):
     fake, handled = training(shell, monkeypatch)
-    shell._on_ended(ended(fake, trainer.Answer(reason="no luck")))
+    shell._on_item(ended(fake, trainer.Answer(reason="no luck")))
     fake, more = training(shell, monkeypatch, 2)
-    shell._on_ended(ended(fake, None, "killed"))
+    shell._on_item(ended(fake, None, "killed"))
     assert handled + more == [TrainingFailed(1, "no luck"), TrainingFailed(2, "killed")]
+
+
+def test_a_wrong_patch_is_told_apart_from_a_training_that_failed(shell, monkeypatch, capsys):
+    fake, handled = training(shell, monkeypatch)
+    shell._on_item(ended(fake, trainer.Answer(reason="it makes something else", patch_failed=True)))
+    assert handled == [PatchFailed(1, "it makes something else")]
+    assert "ok=0" in capsys.readouterr().out
 
 
 def test_what_a_stopped_child_still_says_is_told_to_the_log_alone(shell, monkeypatch, capsys):
     fake, handled = training(shell, monkeypatch)
     shell._perform(StopTraining("deadline"))
     assert fake.killed
-    shell._on_ended(ended(fake, trainer.Answer(payload=b"p", num_examples=9)))
+    shell._on_item(ended(fake, trainer.Answer(payload=b"p", num_examples=9)))
     assert handled == []
     assert 'ok=0 peak_rss_kb=168000 cpu_s=1.250 wall_s=2.500 reason="stopped: deadline"' in capsys.readouterr().out
 
 
 def test_a_trainer_that_cannot_be_started_is_a_failure_of_the_round(shell, monkeypatch):
     monkeypatch.setattr(child, "Child", refuse(OSError(errno.ENOMEM, "Cannot allocate memory")))
-    from edge_agent.effects import Job
-
-    shell._start(Job("dev-1", 4, 1, PLAN, manifest().files, 0))
+    shell._perform(StartTraining(Job("dev-1", 4, 1, PLAN, manifest().files, 0)))
     (failed,) = queued(shell)
     assert failed == TrainingFailed(4, "the trainer cannot be started: Cannot allocate memory")
 

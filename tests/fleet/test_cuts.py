@@ -5,7 +5,7 @@ import functools
 import pytest
 
 from firmware_sim import storm
-from firmware_sim.weather import CALM
+from firmware_sim.weather import CALM, Weather
 from firmware_sim.world import Cut
 
 FATES = ("cut before", "cut after", "exit after")
@@ -34,6 +34,25 @@ def test_a_life_that_is_cut_at_any_effect_keeps_every_promise(actor, fate):
         assert not verdict.broken, f"{fate} effect {effect} of {actor}\n{storm.tell(verdict)}"
         happened += verdict.faults[f"{actor.partition('-')[0]} {fate}"]
     assert happened == calm_life().effect_count[actor], "a cut that was scripted did not happen"
+
+
+@pytest.mark.parametrize("fate", FATES)
+@pytest.mark.parametrize("fault", ["http_rate", "patch_rot_rate"])
+def test_a_life_that_fetches_otherwise_and_is_cut_at_any_effect_keeps_every_promise(fault, fate):
+    """By HTTP; or with a patch that is wrong, so that the whole file must be fetched."""
+    weather, worlds = Weather(**{fault: 1.0}, train_ms_max=CALM.train_ms_max), []
+    life = storm.run(SEED, weather, devices=2, rounds=2, prepare=worlds.append)
+    assert not life.broken, storm.tell(life)
+    auditor, effects = worlds[0].auditor, life.effect_count["device-00"]
+    if fault == "http_rate":
+        assert auditor.fetched_count == 22  # the base file of both, in eleven chunks; params are a patch of it
+        assert auditor.sent_count["chunk"] == 0
+        assert auditor.patched_count > 4
+    else:
+        assert life.faults["patch_rot"] >= 2  # until the weather heals
+    for effect in range(effects):
+        verdict = storm.run(SEED, weather, devices=2, rounds=2, cut=Cut("device-00", effect, fate))
+        assert not verdict.broken, f"{fate} effect {effect}\n{storm.tell(verdict)}"
 
 
 @pytest.mark.parametrize("fate", ["cut before", "cut after"])

@@ -179,6 +179,87 @@ def test_a_device_whose_wants_nobody_answers_asks_less_and_less_often():
     assert 6 < world.auditor.sent_count["want"] < 60
 
 
+def rounds_one_by_one(world, count):
+    """Each on the version that the one before made."""
+    for number in range(count):
+        world.request_round(updates_min=len(world.devices))
+        versions = number + 2
+        assert world.run(world.now_ms + 30 * MINUTE_MS, until=lambda n=versions: len(world.database.lineage) == n)
+    world.auditor.check_lineage()
+
+
+def test_a_calm_fleet_fetches_its_model_once_and_then_nothing_but_patches():
+    world = World(18, CALM, devices=4)
+    rounds_one_by_one(world, 4)
+    base, _ = world.database.lineage[0].manifest.files
+    assert world.auditor.sent_count["chunk"] == 4 * len(base.chunk_digests)
+    assert world.auditor.sent_count["patch"] == world.auditor.patched_count == 4 * 4
+    assert world.auditor.own_count == 4  # the first of each starts from what the base file holds
+
+
+def test_a_new_base_file_holds_its_version_and_only_patches_are_fetched_beside_it():
+    world = World(18, Weather(rescale_rate=1.0), devices=4)
+    rounds_one_by_one(world, 3)
+    assert [version.manifest.base_version for version in world.database.lineage] == [1, 2, 3, 4]
+    bases = [version.manifest.files[0] for version in world.database.lineage[:3]]
+    assert [file.name for file in bases] == ["model.tflite"] * 3
+    assert world.auditor.sent_count["chunk"] == 4 * sum(len(base.chunk_digests) for base in bases)
+    assert world.auditor.sent_count["patch"] == world.auditor.own_count == 4 * 3
+
+
+def test_a_patch_that_is_wrong_costs_one_whole_download_each_and_no_try_of_the_round():
+    world = World(18, Weather(patch_rot_rate=1.0), devices=4)
+    rounds_one_by_one(world, 6)
+    base, params = world.database.lineage[0].manifest.files
+    assert world.auditor.sent_count["patch"] == 4 * 6
+    assert world.auditor.patched_count == 0
+    assert world.auditor.sent_count["chunk"] == 4 * (len(base.chunk_digests) + 6 * len(params.chunk_digests))
+    assert len(world.database.counted) == 4 * 6
+
+
+def test_a_device_that_comes_late_is_brought_up_to_date_by_one_patch_over_several_versions():
+    world = World(18, CALM, devices=3)
+    rounds_one_by_one(world, 1)
+    late = world.devices[0]
+    late.gone = True
+    late.power_off()
+    for number in range(3):
+        world.request_round(updates_min=2)
+        assert world.run(world.now_ms + 30 * MINUTE_MS, until=lambda n=number: len(world.database.lineage) == n + 3)
+    before = world.auditor.sent_count.copy()
+    late.gone = False
+    late.heal()
+    world.request_round(updates_min=3)
+    assert world.run(world.now_ms + MINUTE_MS, until=lambda: len(world.database.lineage) == 6)
+    assert (world.auditor.sent_count - before)["patch"] == 3
+    assert (world.auditor.sent_count - before)["chunk"] == 0
+
+
+def test_a_power_cut_between_the_patch_and_the_training_costs_neither():
+    world = World(18, Weather(off_ms_max=1), devices=2)
+    rounds_one_by_one(world, 1)
+    world.request_round(updates_min=2)
+    device = world.devices[0]
+    waits = lambda: any(device.flash.patch(f.digest) for f in world.database.lineage[-1].manifest.files)  # noqa: E731
+    assert world.run(world.now_ms + MINUTE_MS, until=waits)
+    patched = world.auditor.patched_count
+    device.power_off()
+    assert waits(), "flash lost the patch"
+    before = world.auditor.sent_count["patch"]
+    assert world.run(world.now_ms + 10 * MINUTE_MS, until=lambda: len(world.database.lineage) == 3)
+    assert world.auditor.patched_count == patched + 2
+    assert world.auditor.sent_count["patch"] <= before + 1  # the other device's
+
+
+def test_without_an_answer_by_http_the_coordinator_serves_all():
+    for rate in ("http_fails_rate", "http_hangs_rate"):
+        world = World(18, Weather(http_rate=1.0, **{rate: 1.0}), devices=2)
+        world.request_round(updates_min=2, lasts_ms=60 * MINUTE_MS)
+        assert world.run(20 * MINUTE_MS, until=lambda w=world: len(w.database.lineage) == 2)
+        assert world.auditor.sent_count["chunk"] == 2 * 11
+        assert world.auditor.fetched_count == 0
+
+
 def test_a_sum_that_fails_at_the_end_of_its_round_is_tried_again_soon_and_not_a_round_later():
     """One device never reports what can be counted, so the round lasts its full time; then the sum fails."""
     world = World(9, Weather(aggregate_fails_rate=1.0), devices=3)
@@ -245,6 +326,8 @@ def test_one_fault_alone_breaks_no_promise(field):
         alone["link_break_every_ms"] = STORM.link_break_every_ms
     if field == "retained_lost_rate":
         alone["server_restart_every_ms"] = STORM.server_restart_every_ms
+    if field in ("http_fails_rate", "http_hangs_rate"):
+        alone["http_rate"] = 1.0
     if field in ("gone_rate", "torn_rate"):
         alone["cut_at_effect_rate"] = STORM.cut_at_effect_rate
     if field == "late_result_rate":

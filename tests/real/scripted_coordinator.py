@@ -12,25 +12,29 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 import numpy as np
 
 from engine import master
 from engine.frame import frame_of
-from engine.models.scheme import reset_params
+from engine.models.scheme import dump_params, load_params, reset_params
 from engine.program import memory_of
 from firmware_sim.models.split import digits_split
 from wire import chunks, envelope, keys, topics
 from wire.limits import WANT_CHUNKS_MAX
 from wire.link import Arrived, Link
-from wire.messages import Manifest, Offer, Plan, Receipt, State, Update, Want, digest_of, encode
+from wire.messages import File, Manifest, Offer, Patch, Plan, Receipt, State, Update, Want, digest_of, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 MODEL = (Path(__file__).parents[2] / "firmware_sim/models/digits.tflite").read_bytes()
 FRAME = frame_of(MODEL, "last-2")
 SIZE = FRAME.suffix.num_params
 PARAMS = master.first(FRAME, reset_params(FRAME.graph, FRAME.suffix, 1)).published
+HOLDING = FRAME.file_with(PARAMS)  # the base file with the params of version 1 in it, as a coordinator publishes it
 PATIENCE_S = 150.0
 
 QUICK = Plan(
@@ -63,6 +67,13 @@ def write_digits(path: Path, count: int = 120) -> Path:
     return path
 
 
+def moved(places: Iterable[int], units: int) -> bytes:
+    """The params of another version, in which those at `places` moved by so many units, as far as they can."""
+    params, at = load_params(FRAME.suffix, PARAMS).astype(np.int64), list(places)
+    params[at] += units * FRAME.unit[at]
+    return dump_params(FRAME.suffix, np.clip(params, -FRAME.limit, FRAME.limit).astype(np.int32))
+
+
 class Coordinator:
     """Serves wants by itself; offers and receipts come from the test. Its life is the `with` block."""
 
@@ -74,6 +85,8 @@ class Coordinator:
         self.updates: list[bytes] = []
         self.files = {"model.tflite": MODEL, "params.bin": PARAMS}
         self.described = {name: chunks.split(name, data, 16_384) for name, data in self.files.items()}
+        self.patches: dict[tuple[bytes, int], Patch] = {}  # (digest of what it makes, base version) → it
+        self.url = ""
         filters = topics.coordinator_filters(fleet)
         self._link = Link(url, f"{fleet}-c", filters=filters, will=None, post=self._post, jitter=random.Random(1))
 
@@ -97,7 +110,15 @@ class Coordinator:
         self.share("state", State(1, online=True, round_id=0, model_version=version))
         self.share("plan", plan)
         files = tuple(self.described.values())
-        self.share("manifest", Manifest("digits", version, version - 1, SIZE, files))
+        self.share("manifest", Manifest("digits", version, version - 1, SIZE, files, url=self.url))
+
+    def publish(self, plan: Plan, version: int, params: bytes, patch: bytes) -> File:
+        """Announce a version that `patch` leads to from the one before; returns its params.bin."""
+        before, file = self.described["params.bin"], chunks.split("params.bin", params, 16_384)
+        self.files["params.bin"], self.described["params.bin"] = params, file
+        self.patches[file.digest, version - 1] = Patch(file.digest, version - 1, before.digest, patch)
+        self.announce(plan, version)
+        return file
 
     def offer(self, round_id: int, plan: Plan, version: int = 1) -> None:
         self.send("offer", Offer(round_id, digest_of(encode(plan)), version, lasts_ms=600_000))
@@ -127,6 +148,9 @@ class Coordinator:
         self._heard.put((topics.parse(event.topic).kind, message, event.payload))
 
     def _serve(self, want: Want) -> None:
+        if patch := self.patches.get((want.digest, want.base_version)):
+            self.send("patch", patch)
+            return
         for name, file in self.described.items():
             for span in want.ranges if file.digest == want.digest else ():
                 for index in range(span.first, span.first + span.count):

@@ -13,19 +13,27 @@ from typing import NamedTuple
 import msgspec
 import pytest
 
+from broker.file_server import FileServer
+from broker.store import Store
 from edge_agent import config, flash, samples, story
 from edge_agent.sources import files
-from engine.codec import steps
+from engine.codec import patch as patches
+from engine.codec import payload
 from tests.real.scripted_coordinator import (
     ENDLESS,
+    FRAME,
+    MODEL,
+    PARAMS,
     QUICK,
     SIZE,
     AgentProcess,
     Coordinator,
     is_alive,
+    moved,
     write_digits,
 )
 from wire import keys
+from wire.messages import Manifest
 
 pytestmark = pytest.mark.real
 _fleets = itertools.count(1)
@@ -78,7 +86,7 @@ def test_an_update_survives_a_kill_and_is_resent_to_the_byte_until_its_receipt(s
     assert {outbox[1], found[1], receipt[1]} == {hashlib.sha256(sealed).hexdigest()}
     assert int(outbox[2]) == len(sealed)
     assert int(trained[1]) < 256 * 1024
-    decoded = steps.decode(update.payload, size=SIZE, k_max=QUICK.keep_count)
+    decoded = payload.decode(update.payload, FRAME.shapes, lane=FRAME.lane, k_max=QUICK.keep_count, coding=QUICK.coding)
     assert len(decoded.indices) == QUICK.keep_count
     assert update.num_examples + update.held_out_count == EXAMPLES
     assert 0 < update.held_out_count < EXAMPLES / 2
@@ -106,6 +114,84 @@ def test_the_next_round_starts_from_the_residual_that_the_accepted_update_left(s
         wanted = [want.digest for want in coordinator.wants]
         assert len(wanted) == len(set(wanted))  # nothing was fetched twice
         assert not flash.residual_path(site.state, 2).exists()
+
+
+NEXT = moved(range(0, SIZE, 1000), 1)
+
+
+def live_through_round_1(coordinator: Coordinator, plan=QUICK) -> None:
+    coordinator.announce(plan)
+    coordinator.wait_for("birth")
+    coordinator.offer(1, plan)
+    _, sealed = coordinator.wait_for("update")
+    coordinator.receipt(sealed, 1)
+    coordinator.wants.clear()
+
+
+def test_the_next_version_comes_as_a_patch_of_which_the_child_makes_it(site):
+    with site.coordinator as coordinator, AgentProcess(site.config) as agent:
+        live_through_round_1(coordinator)
+        patch = patches.make(FRAME, PARAMS, NEXT)
+        file = coordinator.publish(QUICK, 2, NEXT, patch)
+        coordinator.offer(2, QUICK, 2)
+        update, _ = coordinator.wait_for("update", round_id=2)
+        agent.wait_for(r"event=handled what=received-patch effects=WritePatch ")
+    assert update.base_version == 2
+    assert [(want.digest, want.base_version) for want in coordinator.wants] == [(file.digest, 1)]
+    assert flash.read_whole(site.state, file.digest) == NEXT
+    assert flash.load_model(site.state).version == 2
+    assert len(patch) < len(NEXT) / 100
+
+
+def test_a_patch_survives_a_kill_and_is_not_fetched_again(site):
+    plan = msgspec.structs.replace(QUICK, num_examples_min=EXAMPLES // 2)
+    with site.coordinator as coordinator:
+        with AgentProcess(site.config) as agent:
+            live_through_round_1(coordinator)
+            file = coordinator.publish(plan, 2, NEXT, patches.make(FRAME, PARAMS, NEXT))
+            coordinator.offer(2, plan, 2)
+            agent.wait_for(r"event=handled what=received-patch effects=WritePatch ")
+            agent.kill()
+        assert flash.load_model(site.state).version == 1  # a half version is none
+        with AgentProcess(site.config):
+            coordinator.wait_for("birth", boot=2)
+            coordinator.wants.clear()
+            coordinator.offer(2, plan, 2)
+            coordinator.wait_for("update", round_id=2)
+    assert coordinator.wants == []
+    assert flash.read_whole(site.state, file.digest) == NEXT
+
+
+def test_a_wrong_patch_costs_one_whole_download(site):
+    with site.coordinator as coordinator, AgentProcess(site.config) as agent:
+        live_through_round_1(coordinator)
+        file = coordinator.publish(QUICK, 2, NEXT, patches.make(FRAME, PARAMS, moved(range(0, SIZE, 1000), 2)))
+        coordinator.offer(2, QUICK, 2)
+        coordinator.wait_for("update", round_id=2)
+        agent.wait_for(r'event=trainer round=2 ok=0 .*reason="the patch from version 1 makes something else than its')
+        agent.wait_for(r"event=handled what=patchfailed effects=DropPatch,Forget,OpenFile,OpenFile ")
+    assert [(want.digest, want.base_version) for want in coordinator.wants] == [(file.digest, 1), (file.digest, 0)]
+    assert flash.read_whole(site.state, file.digest) == NEXT
+    assert flash.load_model(site.state).version == 2
+
+
+def test_what_is_large_comes_by_http_and_what_is_not_there_over_mqtt(site, tmp_path):
+    with site.coordinator as coordinator, AgentProcess(site.config) as agent:
+        model, params = coordinator.described.values()
+        manifest = Manifest("digits", 1, 0, QUICK.num_params, (model, params))
+        with Store(tmp_path / "broker.db") as store:
+            store.put_first_version(manifest, {model.digest: MODEL}, b"")
+        server = FileServer(tmp_path / "broker.db", "127.0.0.1", 0)
+        coordinator.url = f"http://127.0.0.1:{server.port}"
+        coordinator.announce(QUICK)
+        coordinator.wait_for("birth")
+        coordinator.offer(1, QUICK)
+        coordinator.wait_for("update")
+        server.stop()
+        assert [want.digest for want in coordinator.wants] == [params.digest]
+        assert len([line for line in agent.lines if "what=fetched " in line]) == len(model.chunk_digests)
+        agent.wait_for(r"event=handled what=fetchfailed .*HTTP failed: FetchError: http://127.0.0.1:\d+ answers 404")
+        assert agent.memory_mb() <= IDLE_MB_MAX
 
 
 def test_the_idle_agent_is_small_and_never_loads_numbers(site):

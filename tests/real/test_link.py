@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from tests.real import scripted_server as scripted
-from wire import limits, link
+from wire import limits, link, meter
 
 if TYPE_CHECKING:
     import socket
@@ -102,6 +102,31 @@ def test_two_links_talk_up_to_the_largest_payload(mosquitto_server: Server, conn
     assert device.link.dropped == coordinator.link.dropped == 0
     assert device.link.bytes_up > sum(map(len, sent))
     assert coordinator.link.bytes_down - device.link.bytes_up == pytest.approx(0, abs=16)  # but for PUBACKs
+
+
+def test_every_byte_of_tcp_is_a_message_or_transport_over_all_connections(
+    mosquitto_server: Server, connect: Callable[..., Peer]
+) -> None:
+    counted = meter.Meter()
+    device = connect(mosquitto_server.url, "pi-07", ("dn/#",), meter=counted)
+    device.wait_until_up()
+    device.link.publish("fl/v1/f/00/pi-07/up/update", bytes(90_000))
+    device.link.publish("fl/v1/f/00/pi-07/up/update", bytes(90_000))
+    assert seen_within(lambda: counted.carried().received.get("resent", 0) == 4, 5)  # its PUBACK
+    connect_packet, subscribe = 2 + 10 + 2 + len("pi-07"), 2 + 2 + 2 + len("dn/#") + 1
+    assert seen_within(lambda: counted.carried().transport_sent == connect_packet + subscribe, 6)
+    carried = counted.carried()
+    assert carried.sent["update"] == carried.sent["resent"] == 90_000 + 1 + 3 + 2 + 26 + 2
+    connack, suback = 4, 5
+    assert carried.transport_received == connack + suback
+    mosquitto_server.kill()
+    device.next(link.LinkDown)
+    mosquitto_server.restart()
+    device.wait_until_up()
+    device.link.stop()
+    carried = counted.carried()
+    assert carried.transport_received == 2 * (connack + suback)
+    assert carried.transport_sent == 2 * (connect_packet + subscribe)  # DISCONNECT left a socket closed already
 
 
 def test_a_retained_message_comes_after_link_up_and_says_so(

@@ -9,10 +9,11 @@ import pytest
 
 from broker.aggregate.rules import next_numbers, rule_named
 from broker.effects import Aggregated, CommitRound, Pending, RoundRow, StoreRound, StoreUpdate, UpdateRow
-from broker.registry import first_version
+from broker.registry import first_version, model_of
 from broker.rounds import weigh
 from broker.store import Store
-from engine.codec.residual import step_exact
+from broker.versions import publish_max
+from engine.codec.residual import Sending, nothing_owed, step
 from engine.frame import frame_of
 from engine.master import Numbers
 from engine.rescale import grown
@@ -23,8 +24,7 @@ from wire import chunks
 from wire.messages import MODEL_FILE, PARAMS_FILE, Manifest, Plan, Update
 
 MODEL = write(residual_net())
-FRAME = frame_of(MODEL, "last-1")
-SIZE = FRAME.suffix.num_params
+SIZE = frame_of(MODEL, "last-1").suffix.num_params
 DEVICES = ("cabin", "dune", "elm")
 PLAN = Plan(
     model="toy",
@@ -49,25 +49,27 @@ PLAN = Plan(
 class Fleet:
     """A store and a wire, filled round by round by a coordinator that may cheat."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, publish_rate: float = 0.0) -> None:
+        self.publish_rate = publish_rate
         self.store = Store(path)
         self.chance = np.random.default_rng(5)
         manifest, blobs, remainder = first_version(MODEL, "toy", "last-1", 3)
         self.first = Numbers(blobs[manifest.files[1].digest], remainder)
-        self.frame, self.numbers, self.manifest = FRAME, self.first, manifest
+        self.base = frame_of(model_of(manifest, blobs.__getitem__), "last-1")
+        self.frame, self.numbers, self.manifest = self.base, self.first, manifest
         self.store.put_first_version(manifest, blobs, remainder)
         self.store.request_rounds(PLAN, 5, 1, 0, 1000)
         self.wire: dict[bytes, Update] = {}
         self.finished: dict[bytes, Finished] = {}
 
     def lineage(self) -> Lineage:
-        return Lineage(FRAME, self.first, 1.0)
+        return Lineage(self.base, self.first, 1.0, self.publish_rate)
 
-    def make(self, device: str, round_id: int, base: int, spread: float = 3.0) -> Pending:
+    def make(self, device: str, round_id: int, base: int, spread: float = 3.0, last: int = 0) -> Pending:
         delta = np.rint(self.chance.normal(size=SIZE) * spread * self.frame.unit).astype(np.int32)
-        nothing = np.zeros(SIZE, np.int32)
-        k = 8 if spread < 9 else SIZE
-        payload, _ = step_exact(delta, nothing, self.frame.unit, self.frame.scale, k=k, clip_norm=float("inf"))
+        delta[-1] = last * self.frame.unit[-1] or delta[-1]
+        sending = Sending(8 if spread < 9 else SIZE, 0, "context", float("inf"))
+        payload = step(delta, nothing_owed(self.frame), self.frame, sending, base).payload
         update = Update(round_id, base, 20 + 5 * len(device), 0, 0, payload)
         digest = hashlib.sha256(payload + device.encode()).digest()
         self.wire[digest] = update
@@ -85,17 +87,20 @@ class Fleet:
         added = weighed if really is None else [weigh(member, version) for member in really]
         payload_of = self.store.update_payload
         before = self.frame, self.numbers
-        self.numbers, _ = next_numbers(*before, added, payload_of, rule=rule_named("fedavg"), learning_rate=1.0)
+        most = publish_max(self.publish_rate, PLAN)
+        self.numbers, _ = next_numbers(
+            *before, added, payload_of, rule=rule_named("fedavg"), learning_rate=1.0, publish_max=most
+        )
         self.frame, self.numbers = grown(self.frame, self.numbers) or (self.frame, self.numbers)
-        opened = RoundRow(round_id, PLAN, "open", 1, 0, 1000, version)
-        self.store.apply(StoreRound(opened))
+        self.store.apply(StoreRound(RoundRow(round_id, PLAN, "open", 1, 0, 1000, version)))
         closed = RoundRow(round_id, PLAN, "closed", 1, 0, 1000, version, version + 1)
         model = base or (self.frame.model if self.frame is not before[0] else b"")
         made = Aggregated(round_id, self.numbers.published, None, None, self.numbers.remainder, model)
         base_file = chunks.split(MODEL_FILE, model) if model else self.manifest.files[0]
         files = (base_file, chunks.split(PARAMS_FILE, self.numbers.published))
         epoch = self.manifest.scale_epoch + int(bool(model))
-        self.manifest = Manifest("toy", version + 1, version, SIZE, files, epoch)
+        opened = version + 1 if model else self.manifest.base_version
+        self.manifest = Manifest("toy", version + 1, version, SIZE, files, epoch, base_version=opened)
         self.store.apply(CommitRound(closed, self.manifest, made, tuple(weighed)))
 
     def honest_round(self, round_id: int) -> None:
@@ -144,6 +149,40 @@ def test_an_update_written_down_and_never_added_is_lost(fleet: Fleet) -> None:
     assert (verdict.counted, verdict.versions_wrong) == (2, 1)
 
 
+def test_what_a_version_holds_back_is_audited_in_the_newest_one(tmp_path: Path) -> None:
+    """Of one parameter a version no digest shows that an update was added twice; the master does."""
+    published = []
+    for doubled in (False, True):
+        fleet = Fleet(tmp_path / f"{doubled}.db", publish_rate=1e-9)
+        fleet.honest_round(1)  # the toy's first numbers are crowded, and a new scale epoch holds nothing back
+        members = [fleet.make(device, 2, 2, last=100) for device in DEVICES]  # this one is published, and all agree
+        fleet.close(2, members, really=[*members, members[2]] if doubled else None)
+        published.append(fleet.manifest.files[1].digest)
+        lineage = fleet.lineage()
+        lineage.advance(fleet.store, fleet.wire.get)
+        assert (lineage.proved, lineage.wrong) == (([2], [3]) if doubled else ([2, 3], []))
+        assert lineage.doubled == ([("elm", 2)] if doubled else [])
+        assert lineage.numbers == fleet.numbers
+        fleet.honest_round(3)
+        lineage.advance(fleet.store, fleet.wire.get)
+        assert lineage.proved[-1] == 4
+        fleet.store.close()
+    assert published[0] == published[1]
+
+
+def test_after_a_version_that_nothing_explains_only_the_newest_is_a_place_to_go_on_from(fleet: Fleet) -> None:
+    members = [fleet.make(device, 1, 1) for device in DEVICES]
+    fleet.close(1, members, really=members[:1])
+    fleet.honest_round(2)
+    fleet.honest_round(3)
+    lineage = fleet.lineage()
+    lineage.advance(fleet.store, fleet.wire.get)
+    assert (lineage.proved, lineage.wrong) == ([], [2, 3, 4])  # the master of version 2 is gone: who could tell?
+    fleet.honest_round(4)
+    lineage.advance(fleet.store, fleet.wire.get)
+    assert lineage.proved == [5]
+
+
 def test_parameters_that_nothing_explains_prove_nothing(fleet: Fleet) -> None:
     members = [fleet.make(device, 1, 1) for device in DEVICES]
     fleet.close(1, members, really=members[:1])  # two of three left out
@@ -186,19 +225,42 @@ def test_what_the_wire_did_not_show_is_taken_from_the_store_and_told(fleet: Flee
     assert lineage.from_store == 1
 
 
+@pytest.fixture
+def open_handed(tmp_path: Path) -> Iterator[Fleet]:
+    """A version may change every parameter."""
+    made = Fleet(tmp_path / "broker.db", publish_rate=1.0)
+    yield made
+    made.store.close()
+
+
 def crowded_round(fleet: Fleet, base: bytes = b"") -> None:
     fleet.close(1, [fleet.make(device, 1, 1, spread=300.0) for device in DEVICES], base=base)
 
 
-def test_a_base_that_was_rescaled_by_the_rule_is_proved_and_the_lineage_goes_on_in_it(fleet: Fleet) -> None:
+def test_a_base_that_was_rescaled_by_the_rule_is_proved_and_the_lineage_goes_on_in_it(open_handed: Fleet) -> None:
+    fleet = open_handed
     crowded_round(fleet)
     assert fleet.manifest.scale_epoch == 1
     fleet.honest_round(2)
     lineage = fleet.lineage()
     lineage.advance(fleet.store, fleet.wire.get)
     assert (lineage.proved, lineage.wrong) == ([2, 3], [])
-    assert lineage.frame.model == fleet.frame.model != MODEL
+    assert lineage.frame.model == fleet.frame.model != fleet.base.model
     assert lineage.numbers == fleet.numbers
+
+
+def test_a_base_file_that_does_not_hold_what_was_published_of_its_version_proves_nothing(open_handed: Fleet) -> None:
+    """Its scales are right, and its numbers those of the version before."""
+    fleet, old = open_handed, open_handed.first.published
+    mine = [fleet.make(device, 1, 1, spread=300.0) for device in DEVICES]
+    added = [weigh(member, 1) for member in mine]
+    rule, read = rule_named("fedavg"), fleet.store.update_payload
+    after, _ = next_numbers(fleet.base, fleet.first, added, read, rule=rule, learning_rate=1.0, publish_max=SIZE)
+    larger, _ = grown(fleet.base, after)
+    fleet.close(1, mine, base=larger.file_with(old))
+    lineage = fleet.lineage()
+    lineage.advance(fleet.store, fleet.wire.get)
+    assert (lineage.proved, lineage.wrong) == ([], [2])
 
 
 def test_a_base_that_the_rule_does_not_give_proves_nothing(fleet: Fleet) -> None:

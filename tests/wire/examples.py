@@ -39,12 +39,26 @@ PLAN = m.Plan(
 STEPS_PLAN = msgspec.structs.replace(
     PLAN, train="9:b,10:w/4,14:w", value_bits=0, scale_epoch=2, trainer_arena_bytes=190_000
 )
+FRUGAL_PLAN = msgspec.structs.replace(
+    STEPS_PLAN, value_bits=1, coding="context", update_bytes_max=300, momentum_correction=0.9, residual_decay=0.5
+)
 FILE = m.File("model.tflite", _digest("file"), 2500, 1000, (_digest("0"), _digest("1"), _digest("2")))
 
 OFFERED = bytes.fromhex("2856daeac56c7fc9513d82348f2146a6400263e3c86543e70232d9baa90cfc82")
 
 # Vectors from before their last fields were added. They are read for ever, and no longer written.
-OLDER = frozenset({"plan", "manifest"})
+OLDER = frozenset(
+    {
+        "plan",
+        "plan, whole steps",
+        "manifest",
+        "manifest, scale epoch 2",
+        "manifest, also by HTTP",
+        "want",
+        "telemetry",
+        "telemetry, unknown",
+    }
+)
 
 EXAMPLES: dict[str, tuple[str, m.Message]] = {
     "birth": (topics.up(FLEET, DEVICE, "birth"), m.Birth(3, 1, 0, 12, 480, "hedgerow-0.1.0")),
@@ -52,6 +66,7 @@ EXAMPLES: dict[str, tuple[str, m.Message]] = {
     "state": (topics.shared(FLEET, "state"), m.State(7, True, 41, 12)),
     "plan": (topics.shared(FLEET, "plan"), PLAN),
     "plan, whole steps": (topics.shared(FLEET, "plan"), STEPS_PLAN),
+    "plan, context coding": (topics.shared(FLEET, "plan"), FRUGAL_PLAN),
     "offer": (topics.dn(FLEET, DEVICE, "offer"), m.Offer(41, OFFERED, 12, 3_600_000)),
     "update": (topics.up(FLEET, DEVICE, "update"), m.Update(41, 12, 256, 93, 100, bytes(range(100)))),
     "update, nothing held out": (topics.up(FLEET, DEVICE, "update"), m.Update(1, 0, 1, 0, 0, b"")),
@@ -65,12 +80,34 @@ EXAMPLES: dict[str, tuple[str, m.Message]] = {
         topics.shared(FLEET, "manifest"),
         m.Manifest("digits-cnn", 12, 11, 17_098, (FILE,), 2),
     ),
+    "manifest, also by HTTP": (
+        topics.shared(FLEET, "manifest"),
+        m.Manifest("digits-cnn", 13, 12, 17_098, (FILE,), 2, "https://models.example:8443/barn"),
+    ),
+    "manifest, version 9 in its base": (
+        topics.shared(FLEET, "manifest"),
+        m.Manifest("digits-cnn", 13, 12, 17_098, (FILE,), 2, "", 9),
+    ),
     "want": (topics.up(FLEET, DEVICE, "want"), m.Want(_digest("file"), (m.Range(0, 1), m.Range(5, 7)))),
+    "want, or a patch": (
+        topics.up(FLEET, DEVICE, "want"),
+        m.Want(_digest("file"), (m.Range(0, 3),), 12),
+    ),
+    "patch": (
+        topics.dn(FLEET, DEVICE, "patch"),
+        m.Patch(_digest("file"), 12, _digest("file of version 12"), bytes(range(200))),
+    ),
     "chunk": (topics.dn(FLEET, DEVICE, "chunk"), m.Chunk(_digest("file"), 2, b"\xff" * 500)),
     "telemetry": (
         topics.up(FLEET, DEVICE, "telemetry"),
         m.Telemetry(3, 9, "waiting", "battery at 20 %", 81_000, 39_000, 54.3, 0.25),
     ),
     "telemetry, unknown": (topics.up(FLEET, DEVICE, "telemetry"), m.Telemetry(3, 10, "idle", "", 0, 0)),
+    "telemetry, bytes by purpose": (
+        topics.up(FLEET, DEVICE, "telemetry"),
+        m.Telemetry(
+            3, 11, "idle", "", 81_000, 39_000, traffic=m.Traffic(900, 450, 260, 71_000, 2_200, 330, 1_800, 5_100, 6_700)
+        ),
+    ),
     "label": (topics.dn(FLEET, DEVICE, "label"), m.Label(1234, 7)),
 }

@@ -24,6 +24,16 @@ def test_what_was_sealed_opens() -> None:
     assert envelope.unseal(SEALED, TOPIC, VERIFY) == UPDATE
 
 
+def test_what_a_newer_peer_wrote_is_kept_as_it_wrote_it() -> None:
+    """A digest of the message is one of these bytes, not of those that we would write."""
+    newer = messages.encode(messages.Death(3, 1)).replace(b"\x83", b"\x84", 1) + b"\x07"
+    topic = topics.up(FLEET, DEVICE, "death")
+    wrapped = envelope._byte_string_head(len(newer)) + newer
+    signature = SIGN(envelope._to_be_signed(topic, wrapped))
+    sealed = bytes.fromhex("d28443a10127a0") + wrapped + b"\x58\x40" + signature
+    assert envelope.open_sealed(sealed, topic, VERIFY) == (messages.Death(3, 1), newer)
+
+
 def test_it_is_the_structure_of_rfc_9052() -> None:
     """Section 4.2: tag 18 of [protected, unprotected, payload, signature]; 4.4: what is signed."""
     tag = cbor2.loads(SEALED)

@@ -208,6 +208,10 @@ OUT_OF_BOUNDS = {
     "a reason that moves a terminal's cursor": m.Receipt(b"\x01" * 32, 1, "refused", "\x1b[2J"),
     "a reason that is too long": m.Receipt(b"\x01" * 32, 1, "refused", "x" * (limits.REASON_CHARS_MAX + 1)),
     "an update that is too large": m.Update(1, 0, 1, 0, 0, bytes(limits.UPDATE_PAYLOAD_BYTES_MAX + 1)),
+    "a patch that does nothing": m.Patch(b"\x01" * 32, 1, b"\x01" * 32, b""),
+    "a patch that no message holds": m.Patch(b"\x01" * 32, 1, b"\x01" * 32, bytes(limits.CHUNK_BYTES_MAX + 1)),
+    "a plan with a coding that is none": msgspec.structs.replace(PLAN, coding="zip"),
+    "a plan that lets a debt grow": msgspec.structs.replace(PLAN, residual_decay=1.5),
     "a chunk without data": m.Chunk(b"\x01" * 32, 0, b""),
     "a file name that climbs": m.Manifest("../kws", 2, 1, 10, (FILE,)),
     "a name that ends in a line break": m.Birth(1, 1, 0, 0, 0, "hedgerow\n"),
@@ -242,10 +246,27 @@ def test_the_largest_of_everything_still_fits_into_one_payload() -> None:
     digests = (b"\x01" * 32,) * limits.FILE_CHUNKS_MAX
     file = m.File("a" * 64, b"\x01" * 32, limits.FILE_CHUNKS_MAX * 1000, 1000, digests)
     manifest = m.Manifest("a" * 64, 2**53, 2**53, limits.PARAMS_MAX, (file,))
-    for message in (update, chunk, manifest):
+    patch = m.Patch(b"\x01" * 32, 2**53, b"\x01" * 32, bytes(limits.CHUNK_BYTES_MAX))
+    manifest = msgspec.structs.replace(manifest, scale_epoch=2**53, url="https://" + "u" * 200)
+    for message in (update, chunk, patch, manifest):
         data = m.encode(message)
         assert m.decode(data) == message
         assert len(data) < limits.PAYLOAD_BYTES_MAX - 100  # the envelope adds 84 at most
+
+
+@pytest.mark.parametrize("url", ["", "http://10.0.0.1:8080", "https://models.example/barn/~v2?x=[1]"])
+def test_a_manifest_may_say_where_else_its_files_are(url: str) -> None:
+    manifest = m.Manifest("kws", 2, 1, 10, (FILE,), 0, url)
+    assert m.decode(m.encode(manifest)) == manifest
+
+
+URLS_NOT = ["https://", "ftp://a", "https://a b", "https://a\n", "file:///etc", "https://" + "a" * 201]
+
+
+@pytest.mark.parametrize("url", URLS_NOT)
+def test_a_manifest_names_no_other_place(url: str) -> None:
+    with pytest.raises(m.MessageError, match="bound"):
+        m.encode(m.Manifest("kws", 2, 1, 10, (FILE,), 0, url))
 
 
 TRAINS = ["last-1", "last-12", "bias-3", "blocks-2", "full", "9:b", "9:b,10:w/4,14:w", "0:w/8,99999:w/2"]

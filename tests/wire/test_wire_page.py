@@ -30,9 +30,12 @@ def test_every_field_of_every_message_is_on_the_page_in_its_place(kind: str) -> 
     assert rows(section(kind)) == list(enumerate(KINDS[kind].__struct_fields__, start=1))
 
 
-def test_the_fields_of_a_file_and_a_range_are_on_the_page() -> None:
+def test_the_fields_of_what_is_inside_a_message_are_on_the_page() -> None:
     assert rows(section("manifest").partition("*file* is an array")[2]) == list(
         enumerate(messages.File.__struct_fields__)
+    )
+    assert rows(section("telemetry").partition("*traffic* is an array")[2]) == list(
+        enumerate(messages.Traffic.__struct_fields__)
     )
     assert "`first` (0 … 1023) and `count`" in section("want")
     assert messages.Range.__struct_fields__ == ("first", "count")
@@ -57,6 +60,7 @@ def test_the_limits_on_the_page_are_those_of_the_code() -> None:
         f"| an MQTT payload | {limits.PAYLOAD_BYTES_MAX:,} bytes |",
         f"| slashes in a topic | {limits.TOPIC_SLASHES_MAX} |",
         f"| a chunk | {limits.CHUNK_BYTES_MAX:,} bytes |",
+        f"| the payload of a patch | {limits.CHUNK_BYTES_MAX:,} bytes |",
         f"| the payload of an update | {limits.UPDATE_PAYLOAD_BYTES_MAX:,} bytes |",
         f"| {limits.FILE_BYTES_MAX >> 20} MiB; {limits.FILE_CHUNKS_MAX}; {limits.FILES_MAX} |",
         f"| {limits.WANT_RANGES_MAX}, {limits.WANT_CHUNKS_MAX} |",

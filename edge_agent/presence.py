@@ -1,0 +1,61 @@
+"""Presence: what the coordinator knows of this device between rounds. Births, the death as a will, telemetry. Pure.
+
+A birth opens each connection and answers each new epoch. Telemetry says now and then how the device is; while the
+coordinator has said nothing to this device alone, a birth goes with it, since the first may be lost.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from wire.messages import Chunk, Death, Offer, Patch, Receipt, digest_of
+
+if TYPE_CHECKING:
+    from edge_agent.effects import Durable, Publish, Reading
+    from edge_agent.voice import Identity
+    from wire.messages import Message
+
+
+class Presence:
+    """One run's connection, epoch and telemetry clock."""
+
+    def __init__(self, identity: Identity, telemetry_ms: int) -> None:
+        self.connection: int | None = None  # None: the link is down
+        self.epoch = 0  # of the coordinator that was heard last
+        self.due_ms = 0  # when telemetry is due
+        self.birth_digest = b""  # of the last one
+        self._id = identity
+        self._telemetry_ms = telemetry_ms
+        self._sequence = 0
+        self._answered = False  # has the coordinator said something to this device alone since the last telemetry?
+
+    def start(self, now_ms: int) -> None:
+        """Telemetry comes an interval after the start."""
+        self.due_ms = now_ms + self._telemetry_ms
+
+    def last_will(self, boot: int, connection: int) -> Publish:
+        """The death that the MQTT server publishes if this connection breaks."""
+        return self._id.say(Death(boot, connection), "death")
+
+    def heard(self, message: Message) -> None:
+        """Note whether the coordinator speaks to this device alone, and knows it."""
+        if isinstance(message, Offer | Chunk | Patch) or (
+            isinstance(message, Receipt) and message.verdict != "unknown"
+        ):
+            self._answered = True
+
+    def birth(self, durable: Durable, reading: Reading) -> Publish:
+        """We are here."""
+        said = self._id.birth(durable, self.connection or 0, self.epoch, reading.num_examples)
+        self.birth_digest = digest_of(said.payload)
+        return said
+
+    def telemetry(self, durable: Durable, work: tuple[str, str], reading: Reading, now_ms: int) -> list[Publish]:
+        """How we are, if anyone hears it, and the time of the next one. `work`: what we do, and why not more."""
+        self.start(now_ms)
+        if self.connection is None:
+            return []
+        birth = [] if self._answered else [self.birth(durable, reading)]
+        self._answered = False
+        self._sequence += 1
+        return [*birth, self._id.telemetry(durable.boot, self._sequence, work, reading)]

@@ -1,0 +1,235 @@
+"""The account of bytes: what the device sent and received, for what, in all and in this day and month.
+
+The link's meter counts (wire.meter); this adds what earlier runs counted, which is kept in the file `traffic` of the
+state directory. To spare the card it is written only at an orderly end, and after 4 kB or more, at most every ten
+minutes: a power cut forgets what was counted since, and nothing else.
+
+Days and months are those of UTC, by the clock of the host, which may be wrong:
+
+- a clock that goes back, at each boot of a device without a battery for it, begins nothing anew;
+- one that jumped far ahead and came back leaves a day (or month) that lies in the future: it ends after as much time
+  as a day (or 31) that the agent ran, so that no budget is spent for ever.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from edge_agent import budget, flash
+from wire.messages import Traffic
+from wire.meter import RESENT, Carried, Meter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+SAVE_S_MIN: Final = 600.0
+SAVE_BYTES_MIN: Final = 4096
+MOVED_BYTES: Final = 32 * 1024
+DAY_S: Final = 86_400.0
+MONTH_S: Final = 31 * DAY_S
+PURPOSES: Final = ("updates", "updates again", "model", "telemetry", "control", "transport")
+MODEL_KINDS: Final = ("want", "chunk", "patch")
+_UNIX_S_MAX: Final = 253_402_300_799.0  # the end of 9999, beyond which no date is written in ten characters
+
+
+class Period(Struct, frozen=True):
+    """A day or a month of the account."""
+
+    date: str = ""  # 2026-11-20 or 2026-11; "": none has begun
+    before: Traffic = Traffic()  # what was counted before it began
+    behind_s: float = 0.0  # how long the agent has run while the clock showed an earlier one
+
+
+class Account(Struct, frozen=True):
+    """What is kept on flash."""
+
+    total: Traffic = Traffic()
+    day: Period = Period()
+    month: Period = Period()
+    update_digest: bytes = b""  # of the last update sent: after a restart it is the same bytes again
+
+
+class Sides(NamedTuple):
+    """Bytes both ways."""
+
+    up: int
+    down: int
+
+
+class Look(NamedTuple):
+    """The account now. `*_left` are bytes, None where the owner set no limit."""
+
+    total: Traffic
+    today: Traffic
+    this_month: Traffic
+    day_left: int | None
+    month_left: int | None
+
+
+class Row(Struct, frozen=True):
+    """One purpose, or all of them together, as a status shows it. Both ways together in a day and a month."""
+
+    purpose: str
+    up: int
+    down: int
+    today: int
+    this_month: int
+
+
+class Shown(Struct, frozen=True):
+    """The account in a status: a row for each purpose, one of all, and the owner's limits (0: none)."""
+
+    rows: tuple[Row, ...] = ()
+    update_bytes_max: int = 0
+    day_bytes_max: int = 0
+    month_bytes_max: int = 0
+
+
+class Ledger:
+    """The account of one agent. `meter` is to be given to its link; `damaged`: the file was, and the account is new.
+
+    `wall` tells Unix seconds, `steady` seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        limits: budget.Limits,
+        *,
+        wall: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._path, self._limits, self._wall, self._steady = path, limits, wall, steady
+        self._kept, self.damaged = _load(path)
+        self._earlier = self._kept.total  # of earlier runs
+        self.meter = Meter(self._kept.update_digest)
+        self._looked_at_s = self._saved_at_s = steady()
+        self._moved_at: int | None = None  # what was left when `has_moved` said so
+        self.look()  # what is counted from now on belongs to the day that the clock shows
+
+    def look(self) -> Look:
+        """All figures as they are now; begins a new day or month when the clock shows one."""
+        now_s = self._steady()
+        passed_s, self._looked_at_s = now_s - self._looked_at_s, now_s
+        total = plus(self._earlier, by_purpose(self.meter.carried()))
+        date = time.strftime("%Y-%m-%d", time.gmtime(min(max(self._wall(), 0.0), _UNIX_S_MAX)))
+        day = moved_on(self._kept.day, date, DAY_S, passed_s, total)
+        month = moved_on(self._kept.month, date[:7], MONTH_S, passed_s, total)
+        self._kept = msgspec.structs.replace(self._kept, day=day, month=month)
+        today, this_month = minus(total, day.before), minus(total, month.before)
+        left = (_left(self._limits.day_bytes_max, today), _left(self._limits.month_bytes_max, this_month))
+        return Look(total, today, this_month, *left)
+
+    def has_moved(self) -> bool:
+        """Whether what is left changed so much since this last said so that a decision may hang on it."""
+        if not self._limits.day_bytes_max and not self._limits.month_bytes_max:
+            return False
+        look, before = self.look(), self._moved_at
+        left = min(count for count in (look.day_left, look.month_left) if count is not None)
+        spent = left < budget.UPDATE_BYTES_MIN
+        if before is not None and abs(left - before) < MOVED_BYTES and spent == (before < budget.UPDATE_BYTES_MIN):
+            return False
+        self._moved_at = left
+        return True
+
+    def shown(self) -> Shown:
+        """The account by purpose, and a last row of all."""
+        look, limits = self.look(), self._limits
+        parts = (by_side(part) for part in (look.total, look.today, look.this_month))
+        rows = [
+            Row(purpose, in_all.up, in_all.down, sum(today), sum(month))
+            for purpose, in_all, today, month in zip(PURPOSES, *parts, strict=True)
+        ]
+        sums = (sum(getattr(row, name) for row in rows) for name in ("up", "down", "today", "this_month"))
+        bounds = (limits.update_bytes_max, limits.day_bytes_max, limits.month_bytes_max)
+        return Shown((*rows, Row("all", *sums)), *bounds)
+
+    def save_if_due(self) -> None:
+        """Write the file if that is worth it. Raises OSError."""
+        late = self._steady() - self._saved_at_s >= SAVE_S_MIN
+        if late and bytes_of(self.look().total) - bytes_of(self._kept.total) >= SAVE_BYTES_MIN:
+            self.save()
+
+    def save(self) -> None:
+        """Write the file. Raises OSError."""
+        self._saved_at_s = self._steady()
+        digest = self.meter.update_digest
+        self._kept = msgspec.structs.replace(self._kept, total=self.look().total, update_digest=digest)
+        flash.write_file(self._path, msgspec.json.format(msgspec.json.encode(self._kept)))
+
+
+def by_purpose(carried: Carried) -> Traffic:
+    """What the link counted by kind of message, as what it was for."""
+    sent, received = dict(carried.sent), dict(carried.received)
+    model_up = sum(sent.pop(kind, 0) for kind in MODEL_KINDS)
+    model_down = sum(received.pop(kind, 0) for kind in MODEL_KINDS)
+    return Traffic(
+        update_up=sent.pop("update", 0),
+        retry_up=sent.pop(RESENT, 0),
+        model_up=model_up,
+        model_down=model_down + carried.fetched,
+        telemetry_up=sent.pop("telemetry", 0),
+        control_up=sum(sent.values()),
+        control_down=sum(received.values()),
+        transport_up=carried.transport_sent,
+        transport_down=carried.transport_received,
+    )
+
+
+def by_side(traffic: Traffic) -> list[Sides]:
+    """(up, down) of each of PURPOSES."""
+    return [
+        Sides(traffic.update_up, 0),
+        Sides(traffic.retry_up, 0),
+        Sides(traffic.model_up, traffic.model_down),
+        Sides(traffic.telemetry_up, 0),
+        Sides(traffic.control_up, traffic.control_down),
+        Sides(traffic.transport_up, traffic.transport_down),
+    ]
+
+
+def bytes_of(traffic: Traffic) -> int:
+    """All of them, both ways."""
+    return sum(msgspec.structs.astuple(traffic))
+
+
+def plus(one: Traffic, other: Traffic) -> Traffic:
+    """The sum, purpose by purpose."""
+    pairs = zip(msgspec.structs.astuple(one), msgspec.structs.astuple(other), strict=True)
+    return Traffic(*(a + b for a, b in pairs))
+
+
+def minus(total: Traffic, before: Traffic) -> Traffic:
+    """What came since `before`, purpose by purpose, never below 0: the transport of a living connection may shrink."""
+    pairs = zip(msgspec.structs.astuple(total), msgspec.structs.astuple(before), strict=True)
+    return Traffic(*(max(0, a - b) for a, b in pairs))
+
+
+def moved_on(period: Period, date: str, length_s: float, passed_s: float, total: Traffic) -> Period:
+    """The period at `date`, after the agent ran for `passed_s` more: a new one if `date` is later, else the same."""
+    if date > period.date:
+        return Period(date, total)
+    if date == period.date:
+        return period if not period.behind_s else Period(date, period.before)
+    behind_s = period.behind_s + passed_s
+    return Period(date, total) if behind_s >= length_s else msgspec.structs.replace(period, behind_s=behind_s)
+
+
+def _left(bytes_max: int, used: Traffic) -> int | None:
+    return max(0, bytes_max - bytes_of(used)) if bytes_max else None
+
+
+def _load(path: Path) -> tuple[Account, bool]:
+    """(what the file holds, whether it was damaged)."""
+    data = flash.read_file(path)
+    if data is None:
+        return Account(), False
+    try:
+        return msgspec.json.decode(data, type=Account), False
+    except msgspec.MsgspecError:
+        return Account(), True
