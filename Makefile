@@ -10,7 +10,7 @@ SEEDS := 1
 endif
 
 SHELL := /bin/bash
-.PHONY: bench-demo bench-finetune bench-qas kernels test-aarch64 help demo test check format sim mutants model warm nightly clean
+.PHONY: bench-accuracy bench-codec bench-demo bench-finetune bench-qas kernels test-aarch64 help demo test check format sim mutants model warm nightly clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -59,10 +59,17 @@ bench-finetune: .venv/warm ## one training step against PyTorch, ONNX Runtime, T
 bench-qas: .venv/warm ## int8 training against float32, one device and a fleet; needs FLEET_MODELS and FLEET_DATA; ARGS=--json
 	@$(BIN)/python -m benchmarks.qas $(ARGS)
 
+bench-accuracy: .venv/warm ## what a fleet learns that sends 1 % or 0.1 %, and for how many bytes; needs FLEET_MODELS and FLEET_DATA; ARGS=--json
+	@$(BIN)/python -m benchmarks.accuracy $(ARGS)
+
+bench-codec: .venv/warm ## what an update costs, beside its peers; needs FLEET_MODELS and FLEET_DATA; ARGS=--json
+	@$(BIN)/python -m benchmarks.codec $(ARGS)
+
 nightly: .venv/dev .venv/warm ## what takes longer than a test may
 	$(BIN)/firmware-sim sim --seeds 5000 --first-seed 100000
 	$(BIN)/python -m tests.mutants
 	$(BIN)/python -m tests.fuzz_models 100000
+	$(BIN)/python -m tests.fuzz_codec 1000000
 	$(BIN)/python -m tests.targets.aarch64
 
 clean: ## forget the environment and every cache in this folder
@@ -75,15 +82,15 @@ clean: ## forget the environment and every cache in this folder
 	@$(BIN)/pip install -qq --disable-pip-version-check --upgrade pip
 
 .venv/sim: pyproject.toml | .venv/bin/python
-	@echo "Installing (once, about a minute) ..."
+	@echo "Installing (once, about a minute) ..." >&2
 	@$(BIN)/pip install -qq --disable-pip-version-check -e '.[sim]'
 	@touch $@
 
 .venv/dev: pyproject.toml | .venv/bin/python
-	@echo "Installing the tools for tests and checks (once) ..."
+	@echo "Installing the tools for tests and checks (once) ..." >&2
 	@$(BIN)/pip install -qq --disable-pip-version-check -e '.[dev]'
 	@touch $@ .venv/sim
 
 .venv/warm: .venv/sim $(wildcard engine/kernels/*.py)
-	@$(BIN)/edge-agent warm
+	@$(BIN)/edge-agent warm >&2
 	@touch $@

@@ -10,44 +10,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
-import venv
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from benchmarks import environments
+from benchmarks.environments import CACHE, ONE_THREAD, PEERS, ROOT, NotToBeHadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from benchmarks.finetune_models import Model
 
-ROOT = Path(__file__).resolve().parents[1]
-CACHE = ROOT / ".cache" / "bench"
-PEERS = ROOT / "benchmarks" / "peers"
 CHILD_SECONDS_MAX = 600
-ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "NUMBA_NUM_THREADS": "1",
-    "TF_NUM_INTRAOP_THREADS": "1",
-    "TF_NUM_INTEROP_THREADS": "1",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-    "CUDA_VISIBLE_DEVICES": "",
-}
 PACKAGES = {
     "torch": ("torch==2.13.0", "numpy"),
     "ort": ("onnxruntime-training-cpu==1.19.2", "torch==2.13.0", "numpy<2", "onnx==1.16.*"),
     "tensorflow": ("tensorflow-cpu==2.21.*", "ai-edge-litert==2.3.*"),
     "litert": ("ai-edge-litert==2.3.*", "numpy", "numba>=0.60"),
 }
-
-
-class NotToBeHadError(Exception):
-    """An engine cannot take part; the sentence says why."""
 
 
 @dataclass(frozen=True)
@@ -91,28 +74,12 @@ def network_of(model: Model) -> Path:
     return CACHE / f"{model.name}.npz"
 
 
-@cache
 def environment(name: str) -> str:
     """Return the Python of a peer's environment, which is made if it is not there."""
     shipped = ROOT / ".venv-model"
     if name == "tensorflow" and (shipped / "installed").exists():
         return str(shipped / "bin" / "python")
-    folder = CACHE / name
-    python, mark = folder / "bin" / "python", folder / "installed"
-    wanted = "\n".join(PACKAGES[name])
-    if mark.exists() and mark.read_text() == wanted:
-        return str(python)
-    print(f"making {folder} with {', '.join(PACKAGES[name])} ...", file=sys.stderr)
-    shutil.rmtree(folder, ignore_errors=True)
-    venv.create(folder, with_pip=True)
-    done = subprocess.run(
-        [str(python), "-m", "pip", "install", "--quiet", *PACKAGES[name]], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise NotToBeHadError(f"pip could not install {', '.join(PACKAGES[name])}: {last[:300]}")
-    mark.write_text(wanted)
-    return str(python)
+    return environments.environment(name, PACKAGES[name])
 
 
 def _peer(packages: str, script: str, variant: str) -> Callable[[Path, Model, str], list[str]]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.float_twin import float_twin
 from engine import frozen, master, ring, train
-from engine.codec import residual, steps
+from engine.codec import payload, residual
 from engine.frame import frame_of
 from engine.models import scheme
 from firmware_sim import export
@@ -102,21 +102,21 @@ def _int8(setting: Setting, frame: Frame, shares: Shares, params: NDArray[Any], 
     """The product's own way: published int8 → steps → payload → exact sum → master. Accuracy after each round."""
     held, test = _features(frame, shares)
     numbers = master.first(frame, params)
-    owed = {device: np.zeros(frame.suffix.num_params, np.int32) for device in held}
+    owed = dict.fromkeys(held, residual.nothing_owed(frame))
     size, found = frame.suffix.num_params, []
+    everything = residual.Sending(size, value_bits=0, coding="rice", clip_norm=math.inf)
     for number in range(setting.rounds):
         published = scheme.load_params(frame.suffix, numbers.published)
         graph, updates = frame.graph_with(published), []
         for device, (features, labels) in held.items():
             recipe = _recipe(setting, seed, device, number)
             local = train.fine_tune(graph, frame.suffix, features, labels, recipe).params
-            payload, owed[device] = residual.step_exact(
-                local.astype(np.int64) - published, owed[device], frame.unit, frame.scale, k=size, clip_norm=math.inf
-            )
-            updates.append((steps.decode(payload, size=size, k_max=size), len(labels)))
-        numbers, _ = master.advance(
-            frame, numbers, ring.mean_step(ring.add_all(ring.empty(size, "int8"), updates), 1.0)
-        )
+            sent = residual.step(local.astype(np.int64) - published, owed[device], frame, everything, number + 1)
+            owed[device] = sent.owed
+            update = payload.decode(sent.payload, frame.shapes, lane="int8", k_max=size, coding="rice")
+            updates.append((update, len(labels)))
+        step = ring.mean_step(ring.add_all(ring.empty(size, "int8"), updates), 1.0)
+        numbers = master.advance(frame, numbers, step, publish_max=size).numbers
         now = frame.graph_with(scheme.load_params(frame.suffix, numbers.published))
         found.append(_accuracy(train.evaluate(now, frame.suffix, *test)))
     return found
