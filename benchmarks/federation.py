@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import numpy as np
 
 from benchmarks.postage import Post, Postage, sealed_update_bytes
+from broker.versions import PUBLISHED_PER_SENT
 from engine import master, ring, train
 from engine.codec import patch, payload, residual
 from engine.kernels.quantize import UNIT_MAX
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 NO_CLIP: Final = 1e6  # the largest that a plan may name
 WEIGHT_MAX: Final = 4096
-PUBLISH_PER_KEPT: Final = 4  # the coordinator's own default
 
 
 class Fleet(Protocol):
@@ -181,7 +181,7 @@ class _Coordinator:
         size, rate = frame.suffix.num_params, self._options.publish_rate
         total = ring.add_all(ring.empty(size, frame.lane), updates)
         step = ring.mean_step(total, self._options.learning_rate)
-        most = min(size, max(1, round(rate * size)) if rate else PUBLISH_PER_KEPT * self._options.sending.k)
+        most = min(size, max(1, round(rate * size)) if rate else PUBLISHED_PER_SENT * self._options.sending.k)
         self.numbers = master.advance(frame, self.numbers, step, publish_max=most).numbers
         self.version += 1
         self._published[self.version] = self.numbers.published

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FLOAT_BITS = 4
 UNIT_BITS_MAX = 10  # of a whole unit, its sign included: the magnitude code's parameter 7 needs no more
+UPDATE_BYTES_MIN = 256  # of a sealed update: devices set 200 aside for what is around its payload
 
 
 def plan_of(config: Config, manifest: Manifest, frame: Frame, **changes: float | str) -> Plan:
@@ -71,6 +72,11 @@ def _check_size(plan: Plan) -> None:
     gap_bits = 2 + (plan.num_params // plan.keep_count).bit_length()
     value_bits = plan.value_bits + 1 if plan.value_bits else UNIT_BITS_MAX
     bytes_max = plan.keep_count * (gap_bits + value_bits) // 8 + 32
+    if 0 < plan.update_bytes_max < UPDATE_BYTES_MIN:
+        raise ConfigError(
+            f"{plan.update_bytes_max} bytes have no room for values beside a signature: let update_bytes_max be "
+            f"{UPDATE_BYTES_MIN} at least, or 0, where keep_rate decides"
+        )
     if bytes_max > UPDATE_PAYLOAD_BYTES_MAX and not plan.update_bytes_max:
         mend = "lower keep_rate or value_bits, or set update_bytes_max"
         raise ConfigError(

@@ -149,6 +149,8 @@ def test_a_plan_whose_update_might_not_fit_is_refused(num_params: int, keep_rate
         plan_of(config(), sized(num_params), DIGITS, keep_rate=keep_rate)
     fits = plan_of(config("[plan]\nupdate_bytes_max = 5000"), sized(num_params), DIGITS, keep_rate=keep_rate)
     assert fits.update_bytes_max == 5000  # the device sends as many as fit
+    with pytest.raises(ConfigError, match=r"200 bytes have no room for values.*be 256 at least"):
+        plan_of(config("[plan]\nupdate_bytes_max = 200"), sized(num_params), DIGITS)
 
 
 def test_a_plan_says_how_updates_are_coded_and_what_becomes_of_what_is_owed() -> None:
