@@ -30,7 +30,6 @@ Quantized: TypeAlias = tuple[float, int]  # scale and zero point of a tensor
 LOWEST, HIGHEST = -128, 127
 ADD_LEFT_SHIFT = 20
 EXP_INTEGER_BITS = 5
-SUM_INTEGER_BITS = 12
 WORD = (1 << 64) - 1
 # exp(-2^k) for k = -2 .. 4 with 31 fractional bits: gemmlowp's fixedpoint.h, exp_on_negative_values
 EXP_FACTORS = (1672461947, 1302514674, 790015084, 290630308, 39332535, 720401, 242)

@@ -32,7 +32,6 @@ SPEECH_SHIFTS: Final = ("noise",)
 CONTRAST: Final = (0.6, 100.0, 8.0)  # factor around 128, new middle, standard deviation of the noise
 NOISE_SNR_DB: Final = 0.0  # as loud as the word
 NOISE_COPIES: Final = 4  # a training clip is heard this often, each time in other noise
-SPEAKERS: Final = 12
 
 
 def cifar10(directory: Path, shift: str | None, seed: int) -> Arrays:

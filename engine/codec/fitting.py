@@ -56,7 +56,7 @@ def fit(wish: Wish, bytes_max: int) -> tuple[Coded, str]:
         return whole, ""
     best, best_bits = None, 0
     for bits in (wish.value_bits, *(fewer for fewer in LESS_PRECISE if fewer < wish.value_bits)):
-        found = _most(wish, bits, bytes_max)
+        found = _most(wish, bits, bytes_max, whole if bits == wish.value_bits else _coded(wish, bits, wanted))
         if found is not None and (best is None or _count(found) > _count(best)):
             best, best_bits = found, bits
         if best is not None and FEWEST * _count(best) >= wanted:
@@ -71,13 +71,11 @@ def fit(wish: Wish, bytes_max: int) -> tuple[Coded, str]:
     return best, f"{_count(best):,} of {wanted:,} values at {how}: {bytes_max:,} bytes allowed"
 
 
-def _most(wish: Wish, bits: int, bytes_max: int) -> Coded | None:
-    """The most values that fit with so many bits each; None if not one does."""
-    wanted = len(wish.update.indices)
-    found = _coded(wish, bits, wanted)
-    if len(found.payload) <= bytes_max:
-        return found
-    best, fits, fails = None, (0, 0), (wanted, len(found.payload))
+def _most(wish: Wish, bits: int, bytes_max: int, whole: Coded) -> Coded | None:
+    """The most values that fit with so many bits each; None if not one does. `whole` is all of them so."""
+    if len(whole.payload) <= bytes_max:
+        return whole
+    best, fits, fails = None, (0, 0), (len(wish.update.indices), len(whole.payload))
     turn = 0
     while fails[0] - fits[0] > 1 and FULL * (bytes_max - fits[1]) > bytes_max:
         turn += 1
