@@ -10,7 +10,7 @@ SEEDS := 1
 endif
 
 SHELL := /bin/bash
-.PHONY: bench-accuracy bench-codec bench-demo bench-finetune bench-qas kernels test-aarch64 help demo test check format sim mutants model warm nightly clean
+.PHONY: bench-accuracy bench-codec bench-demo bench-faults bench-finetune bench-qas bench-sim kernels test-aarch64 help demo test check format sim mutants model warm nightly clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -65,12 +65,22 @@ bench-accuracy: .venv/warm ## what a fleet learns that sends 1 % or 0.1 %, and f
 bench-codec: .venv/warm ## what an update costs, beside its peers; needs FLEET_MODELS and FLEET_DATA; ARGS=--json
 	@$(BIN)/python -m benchmarks.codec $(ARGS)
 
+bench-faults: .venv/warm ## power cut, outage, SIGKILL: what of finished work reaches the model, beside Flower; ARGS=--json or --ours-only
+	@$(BIN)/python -m benchmarks.faults $(ARGS)
+
+bench-sim: .venv/warm ## what a simulated device costs, beside Flower's simulator, and 10,000 real connections; ARGS=--json
+	@$(BIN)/python -m benchmarks.sim $(ARGS)
+
 nightly: .venv/dev .venv/warm ## what takes longer than a test may
-	$(BIN)/firmware-sim sim --seeds 5000 --first-seed 100000
+	$(BIN)/firmware-sim sim --seeds 100000 --first-seed 100000
+	$(BIN)/firmware-sim sim --seeds 500 --scenario byzantine
+	$(BIN)/firmware-sim sim --seeds 100 --scenario solar-week
+	$(BIN)/firmware-sim sim --seeds 100 --scenario metered-link
 	$(BIN)/python -m tests.mutants
 	$(BIN)/python -m tests.fuzz_models 100000
 	$(BIN)/python -m tests.fuzz_codec 1000000
 	$(BIN)/python -m tests.targets.aarch64
+	$(BIN)/python -m tests.real.gale --seconds 300
 
 clean: ## forget the environment and every cache in this folder
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -43,6 +43,7 @@ from broker.effects import (
     Tick,
     UpdateRow,
 )
+from broker.ration import Rations
 from broker.rounds import Round
 from broker.sessions import Sessions
 from wire import envelope, topics
@@ -83,6 +84,7 @@ class Coordinator:
         self._fleet: dict[str, str] = {}
         self._verifiers: dict[str, envelope.Verify] = {}
         self._sessions = Sessions()
+        self._rations = Rations()
         self._strangers: set[str] = set()
         self._read_fleet(snapshot.fleet)
         self._last = dict(snapshot.last)
@@ -155,7 +157,7 @@ class Coordinator:
         # The MQTT server may have lost what it retained, and births may have passed before we subscribed:
         # say everything again, under a new epoch that asks for births.
         self._up, self._told_plan = True, None
-        self._epoch += 1
+        self._begin_epoch()
         self._settled_at_ms = now_ms + SETTLE_MS
         if self._round is not None and not self._round.closing:
             self._round.extend(now_ms)
@@ -166,13 +168,17 @@ class Coordinator:
             effects.append(self._tell_plan(self._round.row.plan))
         return [*effects, *self._open_or_idle(now_ms)]
 
+    def _begin_epoch(self) -> None:
+        self._epoch += 1
+        self._sessions.begin(self._epoch)
+
     def _on_fleet_read(self, fleet: dict[str, str], now_ms: int) -> list[Effect]:
         knocked = bool(self._strangers & fleet.keys())
         self._read_fleet(fleet)
         effects: list[Effect] = []
         if knocked and self._up:
             # It was told that nobody knows it, and will not speak of itself again unless everyone is asked to.
-            self._epoch += 1
+            self._begin_epoch()
             effects += [StoreEpoch(self._epoch), self._id.share(self._state(online=True))]
         return [*effects, *self._close_if_due(now_ms)]
 
@@ -224,7 +230,7 @@ class Coordinator:
             case Update():
                 return self._on_update(device_id, message, sealed, now_ms)
             case Want():
-                return serving.answer(message, self._manifest, self._id.fleet, device_id)
+                return self._on_want(device_id, message, now_ms)
             case Telemetry():
                 work, reason, traffic = message.work, message.reason, message.traffic
                 return [StoreSeen(device_id, present=True, work=work, reason=reason, traffic=traffic)]
@@ -242,6 +248,12 @@ class Coordinator:
             current.invite(device_id)
             return [seen, self._offer(device_id)]  # it may have slept through the first one
         return [seen, *self._invite({device_id: birth}, now_ms)]  # whoever else is there was drawn, or not, before
+
+    def _on_want(self, device_id: str, want: Want, now_ms: int) -> list[Effect]:
+        answer = serving.answer(want, self._manifest, self._id.fleet, device_id)
+        if self._manifest is None or not answer:
+            return []
+        return answer if self._rations.grant(device_id, want, self._manifest, now_ms) else self._refuse("want")
 
     def _on_update(self, device_id: str, update: Update, sealed: bytes, now_ms: int) -> list[Effect]:
         digest = hashlib.sha256(sealed).digest()

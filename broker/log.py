@@ -6,7 +6,7 @@ accepted once it is on disk.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from broker.effects import Effect, Event, Publish, Received, SendChunk, StoreSeen, StoreUpdate
 from wire import envelope
@@ -16,7 +16,7 @@ from wire.messages import Receipt
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-Told: TypeAlias = Effect | str
+    from broker.turns import Told
 
 
 def new_reason(before: Mapping[str, int], after: Mapping[str, int]) -> str | None:

@@ -18,7 +18,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Final
 
-from broker import wiring
+from broker import turns, wiring
 from broker.admission import gate
 from broker.aggregate.rules import AggregateError, rule_named
 from broker.config import EMBEDDED, Config
@@ -38,8 +38,6 @@ from broker.effects import (
     SendPatch,
     StoreEpoch,
     StoreRound,
-    StoreSeen,
-    StoreUpdate,
     Tick,
 )
 from broker.evaluate import EvaluateError, HeldOut
@@ -58,11 +56,11 @@ from wire.link import Arrived, LinkDown, LinkEvent, LinkUp
 from wire.log_line import line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from broker.effects import Event
-    from broker.log import Told
     from broker.mqtt_server import Server
+    from broker.turns import Told
     from wire.link import Link
     from wire.messages import Manifest, Message
 
@@ -219,14 +217,12 @@ class Service:
 
     # Effects
 
-    def _perform(self, effects: list[Told]) -> None:
+    def _perform(self, effects: Sequence[Told]) -> None:
         """Perform in order, and what follows from the answers as well."""
-        for together in runs(effects):
-            self._store.apply_all([effect for effect in together if isinstance(effect, StoreUpdate | StoreSeen)])
-            for effect in together:
-                self._perform_one(effect)
+        turns.take(effects, self._store.apply_all, self._perform_one)
 
-    def _perform_one(self, effect: Told) -> None:
+    def _perform_one(self, effect: Told) -> Sequence[Told]:
+        """Perform one effect; return what follows from its answer."""
         match effect:
             case str():
                 self._say(effect)
@@ -237,7 +233,7 @@ class Service:
             case SendPatch():
                 self._send_patch(effect)
             case Aggregate():
-                self._perform(self._handle(self._aggregate(effect)))
+                return self._handle(self._aggregate(effect))
             case StoreEpoch(epoch=epoch):
                 self._store.apply(effect)
                 self._say(line("epoch" if self._ready else "ready", epoch=epoch, pid=os.getpid()))
@@ -251,6 +247,7 @@ class Service:
                 self._say(line("round-open", round=row.round_id, version=row.base_version))
             case CommitRound():
                 self._commit(effect)
+        return ()
 
     def _send_patch(self, effect: SendPatch) -> None:
         device, train = topics.parse(effect.topic).device_id, self._config.model.train
@@ -303,24 +300,6 @@ class Service:
     def _on_signal(self, _number: int, _frame: object) -> None:
         self._stopping = True
         self._inbox.put(None)  # SimpleQueue.put is reentrant, which a signal handler needs
-
-
-def runs(effects: list[Told]) -> list[list[Told]]:
-    """Cut the list so that within a piece stores may go first, as one transaction, and no promise is broken.
-
-    What a piece of several effects stores are updates and sightings; every other effect on the store is a piece of
-    its own, so that nothing is moved across it.
-    """
-    pieces: list[list[Told]] = []
-    is_open = False
-    for effect in effects:
-        alone = isinstance(effect, StoreEpoch | StoreRound | Aggregate | CommitRound)
-        if alone or not is_open:
-            pieces.append([effect])
-        else:
-            pieces[-1].append(effect)
-        is_open = not alone
-    return pieces
 
 
 def _translate(event: LinkEvent) -> Event:

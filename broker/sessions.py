@@ -3,12 +3,19 @@
     ABSENT ──birth──▶ PRESENT ──death of the same (boot, connection), or link lost──▶ ABSENT
 
 A will may arrive after the device has come back. `(boot, connection)` only grows, so a death speaks only for the
-connection that it names, and a replayed birth is older than what is known.
+connection that it names, and a replayed birth is older than what is known. But for a device whose flash was replaced:
+its boots begin anew, though its connections are counted from somewhere else. Its birth is believed if it answers the
+present epoch and was not heard in it before; a replay was, or answers another.
 """
+
+import collections
+from typing import Final
 
 from msgspec import Struct
 
 from wire.messages import Birth, Death
+
+PAIRS_MAX: Final = 32  # of one device and epoch that are remembered
 
 
 class Session(Struct, frozen=True):
@@ -23,12 +30,24 @@ class Sessions:
 
     def __init__(self) -> None:
         self._sessions: dict[str, Session] = {}
+        self._epoch = 0
+        self._heard: dict[str, collections.deque[tuple[int, int]]] = {}  # births that answered the epoch, by pair
+
+    def begin(self, epoch: int) -> None:
+        """Everybody is asked for a birth that answers this epoch."""
+        self._epoch = epoch
+        self._heard.clear()
 
     def on_birth(self, device_id: str, birth: Birth) -> bool:
         """Note that the device is there; False for a birth older than one already heard."""
         known = self._sessions.get(device_id)
-        if known is not None and _pair(birth) < _pair(known.birth):
+        heard = self._heard.setdefault(device_id, collections.deque(maxlen=PAIRS_MAX))
+        pair, answers = _pair(birth), birth.epoch == self._epoch
+        is_fresh = answers and pair not in heard
+        if known is not None and pair < _pair(known.birth) and not is_fresh:
             return False
+        if is_fresh:
+            heard.append(pair)
         self._sessions[device_id] = Session(birth, present=True)
         return True
 

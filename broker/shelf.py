@@ -30,6 +30,7 @@ class Shelf:
         self._store = store
         self._files: dict[bytes, bytes] = {}
         self._ways: dict[int, tuple[int, bytes]] = {}  # base version → the version it leads to, and the patch
+        self._nothing = b""  # the patch to the version that one has, for whom the base file holds the wanted one
 
     def forget(self) -> None:
         """Let the files go that nobody will want any more. Patches stay true."""
@@ -57,7 +58,8 @@ class Shelf:
     def _way(self, wanted: SendPatch, frame: Frame) -> bytes | None:
         """The sum of the patches between the two versions, of as few parts as are known."""
         if wanted.base_version == wanted.model_version:
-            return patch.merge(frame, [])  # the base file holds them: there is nothing to add
+            self._nothing = self._nothing or patch.merge(frame, [])
+            return self._nothing
         single = self._store.patches(wanted.base_version, wanted.model_version)
         parts, at = [], wanted.base_version
         while single and at < wanted.model_version:

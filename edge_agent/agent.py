@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge_agent import budget
+from edge_agent.checkpoint import Checkpoint
 from edge_agent.download import Arrival, Download
 from edge_agent.effects import (
     Booted,
@@ -99,29 +100,28 @@ class Agent:
     def __init__(
         self,
         identity: Identity,
-        durable: Durable,
+        start: Durable | Checkpoint,
         limits: budget.Limits,
         jitter: Random,
         *,
         telemetry_ms: int = 300_000,
     ) -> None:
-        self.durable = durable
-        self.reason = ""  # why it does not do more, for status and telemetry
-        self.receipt: Receipt | None = None  # the last one that emptied the outbox
-        self.refused_count: dict[str, int] = {}  # what arrived and was not believed, by reason
+        kept = start if isinstance(start, Checkpoint) else Checkpoint(start)
+        self.durable = kept.durable
+        self.reason = kept.reason  # why it does not do more, for status and telemetry
+        self.receipt = kept.receipt  # the last one that emptied the outbox
+        self.refused_count = dict(kept.refused_count)  # what arrived and was not believed, by reason
         self._id = identity
         self._limits = limits
-        self._outbox = Outbox(jitter)
-        self._presence = Presence(identity, telemetry_ms)
-        self._reading = Reading()
-        self._plans: dict[bytes, Plan] = {}  # at most the newest retained one
-        self._manifest: Manifest | None = None
-        self._offer: Offer | None = None
-        self._offer_ends_ms = 0
-        self._download: Download | None = None
-        self._training: Job | None = None
-        self._training_ends_ms = 0
-        self._tries = Tries()
+        self._outbox = Outbox(jitter, kept.outbox)
+        self._presence = Presence(identity, telemetry_ms, kept.presence)
+        self._reading = kept.reading
+        self._plans = dict(kept.plans)  # at most the newest retained one
+        self._manifest = kept.manifest
+        self._offer, self._offer_ends_ms = kept.offer, kept.offer_ends_ms
+        self._download = Download(kept.manifest, kept.download) if kept.manifest and kept.download else None
+        self._training, self._training_ends_ms = kept.training, kept.training_ends_ms
+        self._tries = Tries(kept.tries)
 
     @property
     def work(self) -> Work:
@@ -153,6 +153,15 @@ class Agent:
         """Topic and payload of the death that the MQTT server publishes if this connection breaks."""
         death = self._presence.last_will(self.durable.boot, connection)
         return death.topic, death.payload
+
+    def checkpoint(self) -> Checkpoint:
+        """All that `handle` goes by, but for what the constructor is given besides. It changes nothing."""
+        download = self._download.checkpoint() if self._download is not None else None
+        return Checkpoint(
+            self.durable, self.reason, self.receipt, dict(self.refused_count), self._reading, dict(self._plans),
+            self._manifest, self._offer, self._offer_ends_ms, self._training, self._training_ends_ms,
+            self._outbox.checkpoint(), self._presence.checkpoint(), self._tries.checkpoint(), download,
+        )  # fmt: skip
 
     def handle(self, event: Event, now_ms: int) -> list[Effect]:
         """Decide what follows from `event`. Effects are to be performed in order."""

@@ -90,6 +90,33 @@ def status(path: Path, as_json: bool) -> None:
     raise SystemExit(0 if running else 1)
 
 
+@main.command()
+@_config
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="A copy for `firmware-sim replay`.")
+@_json
+def story(path: Path, out: Path | None, as_json: bool) -> None:
+    """Tell the agent's last events and what followed from each, the newest last.
+
+    A running agent is asked for them; else the ones stand that it left at its end. No key and no sample is in them.
+
+    Exit status: 0 told, 1 there are none.
+    """
+    import json
+
+    from edge_agent import flash, storyfile
+    from edge_agent import story as stories
+
+    root = _load(path).device.state
+    try:
+        stories.ask(root)
+        record = storyfile.load(root / "story")
+        if out is not None:
+            flash.write_file(out, storyfile.encode(record))
+    except (storyfile.StoryError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(json.dumps(stories.as_tree(record)) if as_json else "\n".join(stories.as_lines(record)))
+
+
 @main.group()
 def samples() -> None:
     """Handle the device's own examples; they never leave it."""

@@ -15,6 +15,8 @@ chunk come by HTTP where the manifest names a place; after one failure there, th
 
 from typing import Final, TypeAlias
 
+from msgspec import Struct, field
+
 from edge_agent.effects import (
     Base,
     Effect,
@@ -37,24 +39,57 @@ HTTP_PATIENCE_MS: Final = 240_000  # since its last chunk; whoever fetches gives
 Arrival: TypeAlias = FileState | Chunk | Patch | Fetched | FetchFailed
 
 
+class DownloadCheckpoint(Struct, frozen=True):
+    """What a download remembers beside its manifest. Files go by their digests."""
+
+    impossible: str = ""  # name of a file whose chunks are all right and whose whole is not: a wrong manifest
+    have: dict[bytes, frozenset[int]] = field(default_factory=dict)  # known after FileState
+    seals: dict[bytes, int] = field(default_factory=dict)  # how often each file was to be sealed
+    ready: frozenset[bytes] = frozenset()
+    base: Base | None = None  # what a patch of params.bin may start from
+    may_patch: bool = True  # until a patch came, or chunks in its place: one try a download
+    http_failed: bool = False
+    asked: frozenset[tuple[bytes, int]] = frozenset()
+    by_http: bool = False  # what is asked for
+    pause_ms: int = RESEND_MS_MIN
+    ask_again_at_ms: int = 0
+
+
 class Download:
     """The fetch of one manifest's files. Pure: time is an argument."""
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, start: DownloadCheckpoint | None = None) -> None:
+        start = start or DownloadCheckpoint()
         self.manifest = manifest
-        self.impossible = ""  # name of a file whose chunks are all right and whose whole is not: a wrong manifest
+        self.impossible = start.impossible
         self._files = {file.digest: file for file in manifest.files}
         self._model = next((file.digest for file in manifest.files if file.name == MODEL_FILE), b"")
-        self._have: dict[bytes, set[int]] = {}  # known after FileState
-        self._seals: dict[bytes, int] = {}  # how often each file was to be sealed
-        self._ready: set[bytes] = set()
-        self._base: Base | None = None  # what a patch of params.bin may start from
-        self._may_patch = True  # until a patch came, or chunks in its place: one try a download
-        self._url = manifest.url  # "" once HTTP has failed
-        self._asked: set[tuple[bytes, int]] = set()
-        self._by_http = False  # what is asked for
-        self._pause_ms = RESEND_MS_MIN
-        self._ask_again_at_ms = 0
+        self._have = {digest: set(have) for digest, have in start.have.items()}
+        self._seals = dict(start.seals)
+        self._ready = set(start.ready)
+        self._base = start.base
+        self._may_patch = start.may_patch
+        self._url = "" if start.http_failed else manifest.url
+        self._asked = set(start.asked)
+        self._by_http = start.by_http
+        self._pause_ms = start.pause_ms
+        self._ask_again_at_ms = start.ask_again_at_ms
+
+    def checkpoint(self) -> DownloadCheckpoint:
+        """What it remembers now."""
+        return DownloadCheckpoint(
+            impossible=self.impossible,
+            have={digest: frozenset(have) for digest, have in self._have.items()},
+            seals=dict(self._seals),
+            ready=frozenset(self._ready),
+            base=self._base,
+            may_patch=self._may_patch,
+            http_failed=self._url != self.manifest.url,
+            asked=frozenset(self._asked),
+            by_http=self._by_http,
+            pause_ms=self._pause_ms,
+            ask_again_at_ms=self._ask_again_at_ms,
+        )
 
     @property
     def complete(self) -> bool:

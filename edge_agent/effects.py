@@ -45,7 +45,7 @@ class Booted(Struct, frozen=True):
 class Connected(Struct, frozen=True):
     """The MQTT session stands and every subscription is granted."""
 
-    connection: int  # counts the connections of this boot, from 1
+    connection: int  # counts the connections of this boot, from anywhere on
 
 
 class Disconnected(Struct, frozen=True):

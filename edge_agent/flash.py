@@ -11,15 +11,16 @@ with a rename writes 65 kB. Their room is reserved when they are made, so a disk
 update from its outbox. Chunks are not synced one by one: each proves itself by its SHA-256 when a file is opened
 again, so a power cut costs time and nothing else.
 
-Every OSError is left to the caller. After an error of fsync nothing is read back: the program ends, and starting up
-again is the recovery.
+Every OSError is left to the caller: the program ends, and starting up again is the recovery. But the page cache
+outlives the program, and shows what never reached the card: after an fsync that failed, Linux calls its pages clean. So
+slots and chunks are synced, and read back from the card, before anything is built on them (`drop_cache`), and a
+directory is synced before what it names is relied on. Only a power cut tells the difference, later.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import struct
 import zlib
 from typing import TYPE_CHECKING, Any, Final
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 import cbor2
 import msgspec
 
+from edge_agent.disk import Directory
 from edge_agent.effects import Base, Durable, FileState
 from wire import messages
 from wire.chunks import chunk_size
@@ -36,9 +38,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from edge_agent.disk import Disk
+
 _SLOT: Final = struct.Struct("<4sIQI")  # magic, CRC-32 of all that follows it, sequence, length of the content
 _MAGIC: Final = b"HST1"
 _SLOT_BYTES: Final = 128 * 1024  # the largest outbox is one MQTT payload
+_SLOTS: Final = ("state.a", "state.b")
+_FILES: Final = "files"
+_RESIDUAL: Final = "residual"
+_MODEL: Final = "model"
 _PART: Final = ".part"
 _PATCH: Final = ".patch"
 
@@ -56,92 +64,109 @@ class Model(msgspec.Struct, frozen=True):
 
 
 def write_file(path: Path, data: bytes, *, synced: bool = True) -> None:
-    """Replace `path` by `data`, mode 0600: after a power cut it holds the old bytes or the new, never a mix.
-
-    Without `synced` only a crash of the program is survived so, not a power cut, and the card is spared.
-    """
-    aside = path.with_name(f".{path.name}.new")
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            if synced:
-                os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    if synced:
-        _sync_directory(path.parent)  # the rename itself lives in the directory; else it may roll back
+    """Replace the file `path` of the real disk by `data`, as `replace_file` does."""
+    replace_file(Directory(path.parent), path.name, data, synced=synced)
 
 
 def read_file(path: Path) -> bytes | None:
-    """The bytes of `path`; None when there is no such file."""
+    """The bytes of the file `path` of the real disk; None when there is no such file."""
+    return Directory(path.parent).read(path.name)
+
+
+def replace_file(disk: Disk, name: str, data: bytes, *, synced: bool = True) -> None:
+    """Replace the file `name` by `data`, mode 0600: after a power cut it holds the old bytes or the new, never a mix.
+
+    Without `synced` only a crash of the program is survived so, not a power cut, and the card is spared.
+    """
+    directory, _, leaf = name.rpartition("/")
+    aside = f"{directory}/.{leaf}.new" if directory else f".{leaf}.new"
     try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
+        with _opened(disk, aside, empty=True) as descriptor:
+            disk.write_at(descriptor, 0, data)
+            if synced:
+                disk.sync(descriptor)
+        disk.rename(aside, name)
+    except BaseException:
+        disk.delete(aside)
+        raise
+    if synced:
+        disk.sync_directory(directory)  # the rename itself lives in the directory; else it may roll back
 
 
-def file_path(root: Path, digest: bytes) -> Path:
+def file_name(digest: bytes) -> str:
     """Where the model file with this SHA-256 is kept."""
-    return root / "files" / digest.hex()
+    return f"{_FILES}/{digest.hex()}"
 
 
-def read_model_file(root: Path, files: tuple[File, ...], name: str) -> bytes | None:
+def read_model_file(disk: Disk, files: tuple[File, ...], name: str) -> bytes | None:
     """The content of the one of `files` that bears `name`; None when it is not whole on flash, or there is none."""
     digest = next((file.digest for file in files if file.name == name), b"")
-    return read_whole(root, digest) if digest else None
+    return read_whole(disk, digest) if digest else None
 
 
-def read_whole(root: Path, digest: bytes) -> bytes | None:
+def read_whole(disk: Disk, digest: bytes) -> bytes | None:
     """The content of the model file with this SHA-256; None when it is not there, or is something else."""
-    data = read_file(file_path(root, digest))
+    data = disk.read(file_name(digest))
     return data if data is not None and hashlib.sha256(data).digest() == digest else None
 
 
-def is_whole(root: Path, digest: bytes) -> bool:
+def is_whole(disk: Disk, digest: bytes) -> bool:
     """Whether the model file with this SHA-256 is there, and is that. Reads it piece by piece."""
-    path = file_path(root, digest)
-    return path.exists() and _digest(path) == digest
+    name = file_name(digest)
+    return _exists(disk, name) and _digest(disk, name) == digest
 
 
-def complete_file(root: Path, file: File, content: bytes) -> None:
+def complete_file(disk: Disk, file: File, content: bytes) -> None:
     """Make `content`, whose SHA-256 the caller has checked, the model file; its chunks and its patch have done."""
-    path = file_path(root, file.digest)
-    part = path.with_suffix(_PART)
-    with _opened(part) as descriptor:  # its room was reserved when the file was opened
-        _write_at(descriptor, 0, content)
-        os.ftruncate(descriptor, len(content))
-        os.fsync(descriptor)
-    part.replace(path)
-    path.with_suffix(_PATCH).unlink(missing_ok=True)
-    _sync_directory(path.parent)
+    name = file_name(file.digest)
+    with _opened(disk, name + _PART) as descriptor:  # its room was reserved when the file was opened
+        disk.write_at(descriptor, 0, content)
+        disk.truncate(descriptor, len(content))
+        disk.sync(descriptor)
+    _name_whole(disk, name)
 
 
-def has_patch(root: Path, file: File) -> bool:
+def has_patch(disk: Disk, file: File) -> bool:
     """Whether a patch of this file waits to be applied."""
-    return bool(read_file(file_path(root, file.digest).with_suffix(_PATCH)))
+    return bool(disk.size_bytes(file_name(file.digest) + _PATCH))
 
 
-def read_patch(root: Path, digest: bytes) -> Patch | None:
+def read_patch(disk: Disk, digest: bytes) -> Patch | None:
     """The patch that makes the file with this SHA-256; None when there is none, or it is damaged."""
     try:
-        patch = messages.decode(read_file(file_path(root, digest).with_suffix(_PATCH)) or b"")
+        patch = messages.decode(disk.read(file_name(digest) + _PATCH) or b"")
     except messages.MessageError:
         return None
     return patch if isinstance(patch, Patch) and patch.digest == digest else None
 
 
-def residual_path(root: Path, round_id: int) -> Path:
+def residual_name(round_id: int) -> str:
     """Where the residual that the update of this round leaves is kept."""
-    return root / "residual" / str(round_id)
+    return f"{_RESIDUAL}/{round_id}"
 
 
-def load_model(root: Path) -> Model | None:
-    """The newest whole model version under `root`; None when none was fetched yet, or the note is damaged."""
-    data = read_file(root / "model")
+def load_durable(disk: Disk) -> tuple[int, Durable]:
+    """The newest Durable on flash and its sequence number; 0 and a first one when nothing was ever saved.
+
+    Raises FlashError when both slots were written and neither is valid.
+    """
+    kept = [disk.read(slot) or b"" for slot in _SLOTS]
+    valid = [found for found in map(_take_slot, kept) if found is not None]
+    if valid:
+        return max(valid, key=lambda found: found[0])
+    # One slot written and torn is a first start cut short: nothing was spoken of yet.
+    if all(data.strip(b"\0") for data in kept):
+        a, b = map(disk.place, _SLOTS)
+        raise FlashError(
+            f"{a} and {b} are both damaged, and with them the outbox: copy the directory {disk.place()} if you want it "
+            "looked at, then move it away to start as a new device"
+        )
+    return 0, Durable()
+
+
+def load_model(disk: Disk) -> Model | None:
+    """The newest whole model version on flash; None when none was fetched yet, or the note is damaged."""
+    data = disk.read(_MODEL)
     try:
         return None if data is None else _load(data, Model)
     except (cbor2.CBORError, msgspec.ValidationError):
@@ -151,32 +176,31 @@ def load_model(root: Path) -> Model | None:
 class Flash:
     """The state directory of one agent. One process at a time, by the lock that the service holds."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._slots = (root / "state.a", root / "state.b")
+    def __init__(self, disk: Disk) -> None:
+        self.disk = disk
         self._sequence = 0
-        self._model = load_model(root)
-        for directory in (root, root / "files", root / "residual"):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._named: set[str] = set()  # slots whose names are on the card
+        self._model = load_model(disk)
+        for directory in ("", _FILES, _RESIDUAL):
+            disk.make_directory(directory)
 
     # The agent's Durable
 
     def load(self) -> Durable:
-        """Return the newest Durable; a first one when nothing was ever saved.
+        """Return the newest Durable that is on the card, as `load_durable` does.
 
-        Raises FlashError when both slots were written and neither is valid.
+        An earlier process may have ended before a sync, or because of one that failed. What the cache shows of that
+        would be believed, and the slot that is truly newest written over.
         """
-        kept = [read_file(slot) or b"" for slot in self._slots]
-        valid = [found for found in map(_take_slot, kept) if found is not None]
-        if not valid:
-            # One slot written and torn is a first start cut short: nothing was spoken of yet.
-            if all(data.strip(b"\0") for data in kept):
-                raise FlashError(
-                    f"{self._slots[0]} and {self._slots[1]} are both damaged, and with them the outbox: copy the "
-                    f"directory {self.root} if you want it looked at, then move it away to start as a new device"
-                )
-            return Durable()
-        self._sequence, durable = max(valid, key=lambda found: found[0])
+        there = [slot for slot in _SLOTS if _exists(self.disk, slot)]
+        for slot in there:
+            with _opened(self.disk, slot) as descriptor:
+                self.disk.sync(descriptor)
+                self.disk.drop_cache(descriptor)
+        if there:
+            self.disk.sync_directory("")
+            self._named.update(there)
+        self._sequence, durable = load_durable(self.disk)
         return durable
 
     def save(self, durable: Durable) -> None:
@@ -185,38 +209,36 @@ class Flash:
         sequence = self._sequence + 1
         body = struct.pack("<QI", sequence, len(content)) + content
         record = _MAGIC + zlib.crc32(body).to_bytes(4, "little") + body
-        slot = self._slots[sequence % 2]
-        is_new = not slot.exists()
-        with _opened(slot) as descriptor:
-            os.posix_fallocate(descriptor, 0, max(_SLOT_BYTES, len(record)))
-            _write_at(descriptor, 0, record)
-            os.fsync(descriptor)
-        if is_new:
-            _sync_directory(self.root)
+        slot, disk = _SLOTS[sequence % 2], self.disk
+        with _opened(disk, slot) as descriptor:
+            disk.reserve(descriptor, max(_SLOT_BYTES, len(record)))
+            disk.write_at(descriptor, 0, record)
+            disk.sync(descriptor)
+        if slot not in self._named:
+            disk.sync_directory("")
+            self._named.add(slot)
         self._sequence = sequence
 
     # Model files
 
     def open_file(self, file: File) -> FileState:
         """Reserve room for `file` and say what of it is there: all of it is read and hashed."""
-        path = file_path(self.root, file.digest)
-        part = path.with_suffix(_PART)
-        if path.exists():
-            if _digest(path) == file.digest:
+        disk, name = self.disk, file_name(file.digest)
+        if _exists(disk, name):
+            if _digest(disk, name) == file.digest:
                 return FileState(file.digest, ready=True, have=_all_of(file))
-            path.replace(part)  # a card gone bad: what is still right need not be fetched again
-        with _opened(part) as descriptor:
-            os.posix_fallocate(descriptor, 0, file.size_bytes)
-            os.ftruncate(descriptor, file.size_bytes)
-            have = _true_chunks(descriptor, file)
+            disk.rename(name, name + _PART)  # a card gone bad: what is still right need not be fetched again
+        with _opened(disk, name + _PART) as descriptor:
+            disk.reserve(descriptor, file.size_bytes)
+            disk.truncate(descriptor, file.size_bytes)
+            have = _true_chunks(disk, descriptor, file)
         if file.name != PARAMS_FILE:
             return FileState(file.digest, ready=False, have=have)
-        patch = path.with_suffix(_PATCH)
-        if patch.exists() and not patch.stat().st_size:
+        if disk.size_bytes(name + _PATCH) == 0:
             return FileState(file.digest, ready=False, have=have, patch_failed=True)
-        if read_patch(self.root, file.digest) is not None:
+        if read_patch(disk, file.digest) is not None:
             return FileState(file.digest, ready=False, have=have, patched=True)
-        patch.unlink(missing_ok=True)  # it is damaged
+        disk.delete(name + _PATCH)  # it is damaged
         return FileState(file.digest, ready=False, have=have, base=self._base())
 
     def _base(self) -> Base | None:
@@ -224,46 +246,47 @@ class Flash:
         digests = {file.name: file.digest for file in self._model.files} if self._model else {}
         if self._model is None or PARAMS_FILE not in digests or MODEL_FILE not in digests:
             return None
-        if not is_whole(self.root, digests[PARAMS_FILE]):
+        if not is_whole(self.disk, digests[PARAMS_FILE]):
             return None
         return Base(self._model.version, digests[PARAMS_FILE], digests[MODEL_FILE])
 
     def write_chunk(self, file: File, index: int, data: bytes) -> None:
         """Keep one chunk, whose SHA-256 the caller has checked."""
-        with _opened(file_path(self.root, file.digest).with_suffix(_PART)) as descriptor:
-            _write_at(descriptor, index * file.chunk_bytes, data)
+        with _opened(self.disk, file_name(file.digest) + _PART) as descriptor:
+            self.disk.write_at(descriptor, index * file.chunk_bytes, data)
 
     def write_patch(self, file: File, patch: Patch) -> FileState:
         """Keep the patch that makes `file`; and say whether it is there, and what it starts from."""
-        write_file(file_path(self.root, file.digest).with_suffix(_PATCH), messages.encode(patch))
+        replace_file(self.disk, file_name(file.digest) + _PATCH, messages.encode(patch))
         return self.open_file(file)
 
     def drop_patch(self, file: File) -> None:
         """Empty the patch of `file`, which needs no room: as long as the file is kept, none will be asked for."""
-        with _opened(file_path(self.root, file.digest).with_suffix(_PATCH)) as descriptor:
-            os.ftruncate(descriptor, 0)
-            os.fsync(descriptor)
-        _sync_directory(self.root / "files")
+        with _opened(self.disk, file_name(file.digest) + _PATCH) as descriptor:
+            self.disk.truncate(descriptor, 0)
+            self.disk.sync(descriptor)
+        self.disk.sync_directory(_FILES)
 
     def seal_file(self, file: File) -> FileState:
         """Sync the chunks and make them a model file, if their whole has the right SHA-256."""
-        path = file_path(self.root, file.digest)
-        part = path.with_suffix(_PART)
-        if part.exists():
-            with _opened(part) as descriptor:
-                os.fsync(descriptor)
-            part.replace(path)
-            path.with_suffix(_PATCH).unlink(missing_ok=True)
-            _sync_directory(path.parent)
-        return self.open_file(file)  # a name proves nothing: this reads it, and takes the name away if it lies
+        disk, name = self.disk, file_name(file.digest)
+        if _exists(disk, name + _PART):
+            with _opened(disk, name + _PART) as descriptor:
+                disk.sync(descriptor)
+                disk.drop_cache(descriptor)  # chunks of an earlier process may be in the cache alone
+            if _digest(disk, name + _PART) == file.digest:
+                _name_whole(disk, name)
+                return FileState(file.digest, ready=True, have=_all_of(file))
+        return self.open_file(file)
 
     def note_model(self, model: Model) -> None:
         """Remember which files make the newest version, if all are there, for who predicts and whom a patch finds.
 
-        A name that stands proves itself: nothing bears it before its SHA-256 was right.
+        A name that stands proves itself: nothing bears it before its SHA-256 was right, and on the card.
         """
-        if model != self._model and all(file_path(self.root, file.digest).exists() for file in model.files):
-            write_file(self.root / "model", _dump(model))
+        if model != self._model and all(_exists(self.disk, file_name(file.digest)) for file in model.files):
+            self.disk.sync_directory(_FILES)  # whoever gave the names may have ended before this
+            replace_file(self.disk, _MODEL, _dump(model))
             self._model = model
 
     def forget(self, keep_files: frozenset[bytes] | None, keep_residuals: frozenset[int]) -> None:
@@ -274,10 +297,10 @@ class Flash:
         if keep_files is not None:
             kept = {file.digest for file in self._model.files} if self._model else set()
             kept |= keep_files
-            patches = (read_patch(self.root, digest) for digest in keep_files)
+            patches = (read_patch(self.disk, digest) for digest in keep_files)
             bases = {patch.base_digest for patch in patches if patch is not None}
-            _delete_but(self.root / "files", {digest.hex() for digest in kept | bases})
-        _delete_but(self.root / "residual", {str(round_id) for round_id in keep_residuals})
+            _delete_but(self.disk, _FILES, {digest.hex() for digest in kept | bases})
+        _delete_but(self.disk, _RESIDUAL, {str(round_id) for round_id in keep_residuals})
 
 
 def _take_slot(data: bytes) -> tuple[int, Durable] | None:
@@ -299,48 +322,47 @@ def _load(data: bytes, kind: Any) -> Any:
     return msgspec.convert(cbor2.loads(data), type=kind, builtin_types=(bytes,))
 
 
+def _name_whole(disk: Disk, name: str) -> None:
+    """Give a part that is whole, and on the card, its name; a patch of it, or that one has failed, is of no use now."""
+    disk.rename(name + _PART, name)
+    disk.delete(name + _PATCH)
+    disk.sync_directory(_FILES)
+
+
 def _all_of(file: File) -> frozenset[int]:
     return frozenset(range(len(file.chunk_digests)))
 
 
-def _true_chunks(descriptor: int, file: File) -> frozenset[int]:
+def _true_chunks(disk: Disk, descriptor: int, file: File) -> frozenset[int]:
     return frozenset(
         index
         for index, expected in enumerate(file.chunk_digests)
-        if hashlib.sha256(os.pread(descriptor, chunk_size(file, index), index * file.chunk_bytes)).digest() == expected
+        if hashlib.sha256(disk.read_at(descriptor, index * file.chunk_bytes, chunk_size(file, index))).digest()
+        == expected
     )
 
 
-def _digest(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+def _exists(disk: Disk, name: str) -> bool:
+    return disk.size_bytes(name) is not None
+
+
+def _digest(disk: Disk, name: str) -> bytes:
+    sha256 = hashlib.sha256()
+    for piece in disk.pieces(name):
+        sha256.update(piece)
+    return sha256.digest()
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _opened(disk: Disk, name: str, *, empty: bool = False) -> Iterator[int]:
+    descriptor = disk.open(name, empty=empty)
     try:
         yield descriptor
     finally:
-        os.close(descriptor)
+        disk.close(descriptor)
 
 
-def _write_at(descriptor: int, offset: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _delete_but(directory: Path, names: set[str]) -> None:
-    for path in directory.iterdir():
-        if path.name.removesuffix(_PART).removesuffix(_PATCH) not in names:
-            path.unlink(missing_ok=True)
+def _delete_but(disk: Disk, directory: str, names: set[str]) -> None:
+    for name in disk.names(directory):
+        if name.removesuffix(_PART).removesuffix(_PATCH) not in names:
+            disk.delete(f"{directory}/{name}")

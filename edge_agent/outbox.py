@@ -6,7 +6,9 @@ that doubles, until a receipt names its digest. Nothing is due while the link is
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
+
+from msgspec import Meta, Struct
 
 from edge_agent.effects import Publish
 from wire.limits import RESEND_MS_MAX, RESEND_MS_MIN
@@ -15,13 +17,37 @@ if TYPE_CHECKING:
     from random import Random
 
 
+JITTER_WORDS: Final = 625  # of the Mersenne twister: 624, and how many of them are used up
+_JITTER_VERSION: Final = 3  # of random.Random's states, since Python 3.2
+_Word: TypeAlias = Annotated[int, Meta(ge=0, lt=2**32)]
+
+
+class OutboxCheckpoint(Struct, frozen=True):
+    """What an outbox's clock remembers."""
+
+    due_ms: int | None = None
+    pause_ms: Annotated[int, Meta(ge=1, le=RESEND_MS_MAX)] = RESEND_MS_MIN
+    jitter: Annotated[tuple[_Word, ...], Meta(max_length=JITTER_WORDS)] = ()  # (): the generator as it was given
+
+    def __post_init__(self) -> None:
+        """Refuse what no generator can be set to."""
+        if self.jitter and (len(self.jitter) != JITTER_WORDS or self.jitter[-1] >= JITTER_WORDS):
+            raise ValueError("this is no state of a generator")
+
+
 class Outbox:
     """The clock of one outbox."""
 
-    def __init__(self, jitter: Random) -> None:
-        self.due_ms: int | None = None  # when `send` is to be called again
+    def __init__(self, jitter: Random, start: OutboxCheckpoint) -> None:
+        self.due_ms = start.due_ms  # when `send` is to be called again
         self._jitter = jitter
-        self._pause_ms = RESEND_MS_MIN
+        self._pause_ms = start.pause_ms
+        if start.jitter:
+            jitter.setstate((_JITTER_VERSION, start.jitter, None))
+
+    def checkpoint(self) -> OutboxCheckpoint:
+        """What it remembers now."""
+        return OutboxCheckpoint(self.due_ms, self._pause_ms, self._jitter.getstate()[1])
 
     def send(self, sealed: bytes, topic: str, now_ms: int) -> Publish:
         """Publish now, and set the time of the next try."""

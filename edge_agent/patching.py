@@ -16,8 +16,7 @@ from edge_agent import flash
 from wire.messages import PARAMS_FILE
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from edge_agent.disk import Disk
     from edge_agent.effects import Job
     from wire.messages import File
 
@@ -26,27 +25,27 @@ class PatchError(Exception):
     """The patch makes no parameters of this version; the sentence says why. The whole file must be fetched."""
 
 
-def make_params(root: Path, job: Job, model: bytes) -> None:
+def make_params(disk: Disk, job: Job, model: bytes) -> None:
     """Make params.bin of the job's version of its patch, if there is one; `model` is its base file.
 
     Raises PatchError, and engine's ModelError and ValueError for a model that does not fit the plan.
     """
     file = next((file for file in job.files if file.name == PARAMS_FILE), None)
-    if file is None or not flash.has_patch(root, file) or flash.is_whole(root, file.digest):
+    if file is None or not flash.has_patch(disk, file) or flash.is_whole(disk, file.digest):
         return
-    flash.complete_file(root, file, _apply(root, job, model, file))
+    flash.complete_file(disk, file, _apply(disk, job, model, file))
 
 
-def _apply(root: Path, job: Job, model: bytes, file: File) -> bytes:
+def _apply(disk: Disk, job: Job, model: bytes, file: File) -> bytes:
     from engine.codec import patch as patches
     from engine.codec.header import CodecError
     from engine.frame import frame_of
 
-    patch = flash.read_patch(root, file.digest)
+    patch = flash.read_patch(disk, file.digest)
     if patch is None:
         raise PatchError(f"the patch of version {job.base_version} is damaged on flash")
     frame = frame_of(model, job.plan.train)
-    base = flash.read_whole(root, patch.base_digest) or frame.own()
+    base = flash.read_whole(disk, patch.base_digest) or frame.own()
     if hashlib.sha256(base).digest() != patch.base_digest:
         raise PatchError(f"version {patch.base_version}, from which the patch starts, is damaged or gone from flash")
     try:

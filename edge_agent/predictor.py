@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import queue
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from edge_agent import child, flash
+from edge_agent.disk import Directory
 from wire.messages import MODEL_FILE, PARAMS_FILE
+
+if TYPE_CHECKING:
+    from edge_agent.disk import Disk
 
 
 class PredictionError(Exception):
@@ -66,10 +70,11 @@ def _predict(root: Path, source: Path) -> Prediction:
     from engine.frame import frame_of
     from engine.models import tflite
 
-    model = flash.load_model(root)
+    disk = Directory(root)
+    model = flash.load_model(disk)
     if model is None:
         raise PredictionError(f"no model is on flash under {root} yet: it comes with the first round that trains here")
-    data, raw = (_content(root, model, name) for name in (MODEL_FILE, PARAMS_FILE))
+    data, raw = (_content(disk, model, name) for name in (MODEL_FILE, PARAMS_FILE))
     try:
         windows, labels = read_npz(source)
         whole = frame_of(data, model.train).file_with(raw)
@@ -81,8 +86,8 @@ def _predict(root: Path, source: Path) -> Prediction:
     return Prediction(model.version, [int(label) for label in answers], correct, int(np.count_nonzero(known)))
 
 
-def _content(root: Path, model: flash.Model, name: str) -> bytes:
-    data = flash.read_model_file(root, model.files, name)
+def _content(disk: Disk, model: flash.Model, name: str) -> bytes:
+    data = flash.read_model_file(disk, model.files, name)
     if data is None:
         raise PredictionError(f"{name} of version {model.version} is not whole on flash: wait for the next round")
     return data

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from wire.messages import Chunk, Death, Offer, Patch, Receipt, digest_of
 
 if TYPE_CHECKING:
@@ -16,18 +18,35 @@ if TYPE_CHECKING:
     from wire.messages import Message
 
 
+class PresenceCheckpoint(Struct, frozen=True):
+    """What presence remembers."""
+
+    connection: int | None = None  # None: the link is down
+    epoch: int = 0  # of the coordinator that was heard last
+    due_ms: int = 0  # when telemetry is due
+    birth_digest: bytes = b""  # of the last one
+    sequence: int = 0
+    answered: bool = False  # has the coordinator said something to this device alone since the last telemetry?
+
+
 class Presence:
     """One run's connection, epoch and telemetry clock."""
 
-    def __init__(self, identity: Identity, telemetry_ms: int) -> None:
-        self.connection: int | None = None  # None: the link is down
-        self.epoch = 0  # of the coordinator that was heard last
-        self.due_ms = 0  # when telemetry is due
-        self.birth_digest = b""  # of the last one
+    def __init__(self, identity: Identity, telemetry_ms: int, start: PresenceCheckpoint) -> None:
+        self.connection = start.connection
+        self.epoch = start.epoch
+        self.due_ms = start.due_ms
+        self.birth_digest = start.birth_digest
         self._id = identity
         self._telemetry_ms = telemetry_ms
-        self._sequence = 0
-        self._answered = False  # has the coordinator said something to this device alone since the last telemetry?
+        self._sequence = start.sequence
+        self._answered = start.answered
+
+    def checkpoint(self) -> PresenceCheckpoint:
+        """What it remembers now."""
+        return PresenceCheckpoint(
+            self.connection, self.epoch, self.due_ms, self.birth_digest, self._sequence, self._answered
+        )
 
     def start(self, now_ms: int) -> None:
         """Telemetry comes an interval after the start."""

@@ -10,7 +10,7 @@ is the recovery; the outbox on flash is the memory.
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 import msgspec
 
-from edge_agent import child, config, effects, flash, host, samples, status, story, traffic
+from edge_agent import child, config, effects, flash, host, samples, status, story, storyfile, traffic
 from edge_agent.agent import Agent, Identity
+from edge_agent.disk import FULL, Directory
 from edge_agent.log import log
 from edge_agent.ranges import Fetcher
 from edge_agent.trainings import Trainings
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 READING_MS: Final = 10_000
 INBOX_MAX: Final = 200  # messages beyond are dropped: whoever needs an answer asks again
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _VOLATILE: Final = frozenset(
     {"temperature_c", "battery_rate", "rss_kb", "account"}
 )  # new figures that are worth no write
@@ -52,10 +52,14 @@ class Stop(msgspec.Struct, frozen=True):
     signal_name: str
 
 
+class Tell(msgspec.Struct, frozen=True):
+    """A signal asked for the story."""
+
+
 FileEffect: TypeAlias = (
     effects.OpenFile | effects.WriteChunk | effects.SealFile | effects.WritePatch | effects.DropPatch
 )
-Item: TypeAlias = "Event | LinkDown | child.Ended | Stop"
+Item: TypeAlias = "Event | LinkDown | child.Ended | Tell | Stop"
 
 
 def run(settings: config.Config) -> None:
@@ -63,11 +67,12 @@ def run(settings: config.Config) -> None:
     root = settings.device.state
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (root / "lock").open("w") as lock:
+        with (root / "lock").open("a") as lock:  # whoever is refused must not empty it
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise ServiceError(f"another agent runs with {root}: one state directory, one agent") from error
+            lock.truncate(0)
             _open(settings).run()
     except OSError as error:
         _give_up(settings, error)
@@ -83,7 +88,7 @@ def _open(settings: config.Config) -> Service:
 def _give_up(settings: config.Config, error: OSError) -> NoReturn:
     root = settings.device.state
     what = f"cannot use {error.filename or root}: {error.strerror or error}"
-    if error.errno in _FULL:
+    if error.errno in FULL:
         what += f"; free some space on the disk of {root}, at least 1 MB, and start the agent again"
     raise ServiceError(f"{what}. Nothing was sent that is not on flash") from error
 
@@ -95,12 +100,14 @@ class Service:
         self._settings = settings
         self._root = settings.device.state
         self._inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
-        self._flash = flash.Flash(self._root)
+        self._flash = flash.Flash(Directory(self._root))
         self._kept = self._flash.load()  # what is on flash now
-        self._story = story.Story()
-        self._ledger = traffic.Ledger(self._root / "traffic", settings.budget.limits())
+        self._story = story.Story(_life(settings))
+        self._ledger = traffic.Ledger(self._flash.disk, settings.budget.limits())
         self._began = time.monotonic()
-        self._connection = 0  # written by the link's thread alone
+        # Written by the link's thread alone. From anywhere on, so that who starts with an empty directory, and with
+        # the first boot again, is not taken for a replay of itself.
+        self._connection = int.from_bytes(os.urandom(3), "big")
         self._trainings = Trainings(settings, self._flash, self._inbox.put)
         self._fetcher = Fetcher(self._inbox.put, self._ledger.meter.on_fetched, settings.mqtt.ca_file)
         self._samples: samples.Samples | None = None
@@ -116,24 +123,22 @@ class Service:
 
     def _assemble(self) -> tuple[Agent, Link]:
         device, mqtt = self._settings.device, self._settings.mqtt
-        # Not for secrets: it only spreads a fleet's resends and reconnections.
-        jitter = random.Random(os.urandom(16))  # noqa: S311
         identity = Identity(
             fleet=device.fleet,
             device_id=device.id,
-            sign=keys.load_signer(device.key),
+            sign=self._story.overhear(keys.load_signer(device.key)),
             verify_coordinator=keys.verifier(device.coordinator_key),
             software=_software(),
         )
         every_ms = self._settings.telemetry.every_s * 1000
-        agent = Agent(identity, self._kept, self._settings.budget.limits(), jitter, telemetry_ms=every_ms)
+        agent = Agent(identity, self._kept, self._settings.budget.limits(), _jitter(), telemetry_ms=every_ms)
         link = Link(
             mqtt.url,
             f"{device.fleet}-{device.id}",
             filters=topics.device_filters(device.fleet, device.id),
             will=self._next_will,
             post=self._post,
-            jitter=jitter,
+            jitter=_jitter(),  # of its own: it draws in its own thread, and the machine's draws are in the story
             username=mqtt.username,
             password=config.password(self._settings),
             ca_file=mqtt.ca_file,
@@ -147,8 +152,7 @@ class Service:
         """Boot, serve events, and end well or badly; the story of it is on flash in either case."""
         ending = "crash"
         try:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda n, _frame: self._inbox.put(Stop(signal.Signals(n).name)))
+            self._listen()
             self._boot()
             while not isinstance(item := self._next(), Stop):
                 self._on_item(item)
@@ -156,13 +160,20 @@ class Service:
             if self._link_reason is None:  # first, so that presence is right although no will is published
                 self._link.publish(*self._agent.last_will(self._connection))
         except Exception as error:
-            ending = f"{type(error).__name__}: {error}"
+            ending = storyfile.ending_of(error)
             raise
         finally:
             self._trainings.stop("the agent ends")
             self._fetcher.stop()
             self._link.stop()
             self._leave(ending)
+
+    def _listen(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda n, _frame: self._inbox.put(Stop(signal.Signals(n).name)))
+        signal.signal(signal.SIGUSR1, lambda _n, _frame: self._inbox.put(Tell()))
+        with contextlib.suppress(OSError):  # a full disk: then nobody can ask for the story, and nothing else is lost
+            (self._root / "lock").write_text(str(os.getpid()))
 
     def _boot(self) -> None:
         if self._ledger.damaged:
@@ -177,11 +188,17 @@ class Service:
     def _leave(self, ending: str) -> None:
         log("end", reason=ending)
         self._link_reason = "the agent has ended"
+        self._tell(ending)
         try:
-            self._story.save(self._root / "story", ending)
             status.write(self._root, self._look())
             self._ledger.save()
         except OSError as error:  # the disk that ended us may be full; what matters is in the slots
+            log("status-lost", reason=str(error))
+
+    def _tell(self, ending: str) -> None:
+        try:
+            self._story.save(self._root / "story", ending)
+        except OSError as error:
             log("story-lost", reason=str(error))
 
     # What comes
@@ -205,7 +222,7 @@ class Service:
         except queue.Empty:
             return self._next()
 
-    def _on_item(self, item: Event | LinkDown | child.Ended) -> None:
+    def _on_item(self, item: Event | LinkDown | child.Ended | Tell) -> None:
         match item:
             case LinkDown(reason=reason):
                 self._link_reason = reason
@@ -218,6 +235,8 @@ class Service:
             case child.Ended():
                 if (meant := self._trainings.on_ended(item)) is not None:
                     self._handle(meant)
+            case Tell():
+                self._tell(story.ASKED)
             case _:
                 self._handle(item)
 
@@ -267,14 +286,12 @@ class Service:
     # What follows
 
     def _handle(self, event: Event) -> None:
-        followed = self._agent.handle(event, self._now_ms())
-        what, names = _name_of(event), [type(effect).__name__ for effect in followed]
-        self._story.add(self._now_ms(), what, names)
+        followed = self._story.handle(self._agent, event, self._now_ms())
         for effect in followed:
             self._perform(effect)
         if followed:
-            work, why = self._agent.work.value, self._agent.reason
-            log("handled", what=what, effects=",".join(names), work=work, why=why)
+            what, names = storyfile.name_of(event), ",".join(storyfile.names_of(followed))
+            log("handled", what=what, effects=names, work=self._agent.work.value, why=self._agent.reason)
 
     def _perform(self, effect: Effect) -> None:
         match effect:
@@ -323,7 +340,7 @@ class Service:
                 case effects.DropPatch():
                     self._flash.drop_patch(file)
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in FULL:
                 raise  # a card that fails may not be believed: end, and start again
             reason = f"no room for {file.name} of {file.size_bytes} bytes: free some space on the disk of {self._root}"
             self._inbox.put(effects.FileFailed(file.digest, reason))
@@ -376,13 +393,15 @@ class Service:
         return int((time.monotonic() - self._began) * 1000)
 
 
-def _name_of(event: Event) -> str:
-    """`received-offer`, `trained` and so on. A topic is hostile text: only the names we know are repeated."""
-    name = type(event).__name__.lower()
-    if isinstance(event, effects.Received):
-        kind = event.topic.rpartition("/")[2]
-        name += f"-{kind}" if kind in (*topics.DN_KINDS, *topics.SHARED_KINDS) else "-other"
-    return name
+def _life(settings: config.Config) -> storyfile.Life:
+    device, every_ms = settings.device, settings.telemetry.every_s * 1000
+    limits = settings.budget.limits()
+    return storyfile.Life(device.fleet, device.id, _software(), device.coordinator_key, limits, every_ms)
+
+
+def _jitter() -> random.Random:
+    """Not for secrets: it only spreads a fleet's resends and reconnections."""
+    return random.Random(os.urandom(16))  # noqa: S311
 
 
 def _software() -> str:

@@ -25,8 +25,10 @@ from wire.meter import RESENT, Carried, Meter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
+    from edge_agent.disk import Disk
+
+FILE: Final = "traffic"
 SAVE_S_MIN: Final = 600.0
 SAVE_BYTES_MIN: Final = 4096
 MOVED_BYTES: Final = 32 * 1024
@@ -93,19 +95,19 @@ class Shown(Struct, frozen=True):
 class Ledger:
     """The account of one agent. `meter` is to be given to its link; `damaged`: the file was, and the account is new.
 
-    `wall` tells Unix seconds, `steady` seconds that only grow.
+    `disk` is the state directory. `wall` tells Unix seconds, `steady` seconds that only grow.
     """
 
     def __init__(
         self,
-        path: Path,
+        disk: Disk,
         limits: budget.Limits,
         *,
         wall: Callable[[], float] = time.time,
         steady: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._path, self._limits, self._wall, self._steady = path, limits, wall, steady
-        self._kept, self.damaged = _load(path)
+        self._disk, self._limits, self._wall, self._steady = disk, limits, wall, steady
+        self._kept, self.damaged = _load(disk)
         self._earlier = self._kept.total  # of earlier runs
         self.meter = Meter(self._kept.update_digest)
         self._looked_at_s = self._saved_at_s = steady()
@@ -160,7 +162,7 @@ class Ledger:
         self._saved_at_s = self._steady()
         digest = self.meter.update_digest
         self._kept = msgspec.structs.replace(self._kept, total=self.look().total, update_digest=digest)
-        flash.write_file(self._path, msgspec.json.format(msgspec.json.encode(self._kept)))
+        flash.replace_file(self._disk, FILE, msgspec.json.format(msgspec.json.encode(self._kept)))
 
 
 def by_purpose(carried: Carried) -> Traffic:
@@ -224,9 +226,9 @@ def _left(bytes_max: int, used: Traffic) -> int | None:
     return max(0, bytes_max - bytes_of(used)) if bytes_max else None
 
 
-def _load(path: Path) -> tuple[Account, bool]:
+def _load(disk: Disk) -> tuple[Account, bool]:
     """(what the file holds, whether it was damaged)."""
-    data = flash.read_file(path)
+    data = disk.read(FILE)
     if data is None:
         return Account(), False
     try:

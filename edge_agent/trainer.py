@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from edge_agent import child, flash
+from edge_agent.disk import Directory
 from edge_agent.effects import Job  # noqa: TC001 - msgspec reads the annotation
 from edge_agent.patching import PatchError, make_params
 from edge_agent.samples import Arrays, SamplesError, is_held_out, read_arrays
@@ -31,6 +32,7 @@ from wire.messages import MODEL_FILE, PARAMS_FILE
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from edge_agent.disk import Disk
     from engine.codec.residual import Owed, Sent
     from engine.frame import Frame
 
@@ -302,11 +304,12 @@ def _train_and_keep(task: Task, root: Path) -> Answer:
     from engine.train import TrainingError
 
     job = task.job
-    kept = flash.read_file(flash.residual_path(root, job.residual_round_id)) if job.residual_round_id else None
+    disk = Directory(root)
+    kept = disk.read(flash.residual_name(job.residual_round_id)) if job.residual_round_id else None
     try:
-        model = _content(root, job, MODEL_FILE)
-        make_params(root, job, model)
-        base = Base(model, _content(root, job, PARAMS_FILE))
+        model = _content(disk, job, MODEL_FILE)
+        make_params(disk, job, model)
+        base = Base(model, _content(disk, job, PARAMS_FILE))
         keeping = Keeping(root / "features", task.features_bytes_max, task.replay)
         examples = read_arrays(Path(task.samples_path))
         trained = train(job, base, examples, kept, task.held_out_rate, keeping=keeping)
@@ -318,14 +321,14 @@ def _train_and_keep(task: Task, root: Path) -> Answer:
     if job.residual_round_id and kept is None:
         gone = f"the residual of round {job.residual_round_id} is gone from flash: what was owed is lost"
         note = "; ".join(filter(None, (gone, note)))
-    flash.write_file(flash.residual_path(root, job.round_id), dump_owed(trained.owed, job.plan.scale_epoch))
+    flash.replace_file(disk, flash.residual_name(job.round_id), dump_owed(trained.owed, job.plan.scale_epoch))
     return msgspec.structs.replace(trained.answer, note=note)
 
 
-def _content(root: Path, job: Job, name: str) -> bytes:
+def _content(disk: Disk, job: Job, name: str) -> bytes:
     if all(file.name != name for file in job.files):
         raise TrainerError(f"version {job.base_version} has no file {name}: another program version published it")
-    data = flash.read_model_file(root, job.files, name)
+    data = flash.read_model_file(disk, job.files, name)
     if data is None:
         raise TrainerError(f"{name} of version {job.base_version} is damaged on flash; it is fetched again")
     return data

@@ -2,7 +2,8 @@
 
 At most one is wanted at a time. One that was killed stays in the list until its end was logged; the agent, which
 ordered it, is owed no answer then. Before a child starts, and when one has ended, the newest version that is whole on
-flash is noted for who predicts: a child may have made it whole, of a patch.
+flash is noted for who predicts: a child may have made it whole, of a patch. A disk without room for the note costs the
+note, and neither the training nor what came of it; a card that fails ends the agent.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge_agent import child, effects, flash, trainer
+from edge_agent.disk import FULL
 from edge_agent.log import log
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class Trainings:
 
     def start(self, job: Job) -> Event | None:
         """Start a child; the failure, if it cannot be."""
+        self._note(job)
         task = trainer.Task(
             job,
             str(self._settings.device.state),
@@ -50,7 +53,6 @@ class Trainings:
             self._settings.samples.replay,
         )
         try:
-            self._note(job)
             running = child.Child("edge_agent.trainer", trainer.tree_of(task), self._post)
         except OSError as error:
             return effects.TrainingFailed(job.round_id, f"the trainer cannot be started: {error.strerror or error}")
@@ -100,4 +102,9 @@ class Trainings:
         )
 
     def _note(self, job: Job) -> None:
-        self._flash.note_model(flash.Model(job.base_version, job.plan.train, job.files))
+        try:
+            self._flash.note_model(flash.Model(job.base_version, job.plan.train, job.files))
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            log("note-lost", reason=f"no room to note model version {job.base_version}: {error.strerror}")

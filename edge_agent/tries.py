@@ -8,17 +8,31 @@ from __future__ import annotations
 
 from typing import Final
 
+from msgspec import Struct
+
 TRIES_MAX: Final = 3
 RETRY_MS: Final = 10_000
+
+
+class TriesCheckpoint(Struct, frozen=True):
+    """What tries remember."""
+
+    due_ms: int | None = None  # when the next try may be made; None: at once, or when something happens
+    round_id: int = 0
+    failed_count: int = 0
 
 
 class Tries:
     """Of one round at a time, the last that was tried."""
 
-    def __init__(self) -> None:
-        self.due_ms: int | None = None  # when the next try may be made; None: at once, or when something happens
-        self.round_id = 0
-        self.failed_count = 0
+    def __init__(self, start: TriesCheckpoint) -> None:
+        self.due_ms = start.due_ms
+        self.round_id = start.round_id
+        self.failed_count = start.failed_count
+
+    def checkpoint(self) -> TriesCheckpoint:
+        """What they remember now."""
+        return TriesCheckpoint(self.due_ms, self.round_id, self.failed_count)
 
     def wait(self, round_id: int, until_ms: int | None) -> None:
         """Leave the round alone until then, without counting a failure of it."""

@@ -71,8 +71,7 @@ class Attacker:
             self._strike("forge_bit", topic, bytes(damaged), retain=False)
 
     def _strike(self, kind: str, topic: str, payload: bytes, *, retain: bool) -> None:
-        if self._world.server.up:
-            self._world.tally[kind] += 1
+        if self._world.server.up and self._world.happens(kind):
             self._world.note("attacker", f"{kind} on {topic}")
             self._world.server.spread(topic, payload, retain=retain)
 

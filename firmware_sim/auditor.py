@@ -12,52 +12,31 @@ from __future__ import annotations
 import collections
 import functools
 import math
-from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from firmware_sim import flash, keyring, witness
+from edge_agent import flash
+from edge_agent.budget import UPDATE_BYTES_MIN
+from edge_agent.effects import Durable
+from firmware_sim import keyring
+from firmware_sim.promises import INVARIANTS, Violation
+from firmware_sim.promises import fail as _fail
+from firmware_sim.talk import Talk
 from wire import envelope, topics
 from wire.messages import MODEL_FILE, Manifest, Offer, Receipt, State, Update, Want, digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edge_agent.effects import Job
+    from edge_agent.budget import Limits
+    from edge_agent.effects import FileState, Job, Reading
+    from firmware_sim.card import Card
+    from firmware_sim.lesson import Said
     from firmware_sim.world import World
     from wire.messages import Message
 
-INVARIANTS: Final = {
-    "one update": "one device, one round, one update: never two different update bytes under one key",
-    "persist, then speak": "an update on the wire is in the outbox on flash, byte for byte",
-    "store, then receipt": "who is told accepted or duplicate has that very update in the database already",
-    "store, then say": "epochs, rounds and versions are in the database before anyone hears of them",
-    "counted once": "a stored update is counted exactly once by the end, and nothing else is counted",
-    "enough": "no round closes with fewer updates than it asked for",
-    "cancelled by wish": "a round ends without a version only when the operator cancelled it, else with one",
-    "one scale": "a version counts only updates that count in the scales of the version before",
-    "late, then lighter": "an update weighs its examples, at most the plan's limit, less by the root of its staleness",
-    "finished, then counted": "a finished update is counted once, but for faulty ones and those of older scales",
-    "outbox kept": "an outbox is emptied only after a receipt that names its digest was delivered",
-    "true model": "a training reads exactly the files of the version that its update names",
-    "true base": "a base file holds the parameters of the version that its manifest says, the first of its epoch",
-    "true residual": "a training begins with the residual that the last counted update left",
-    "patch, then whole": "after a patch has failed, its device asks for the whole file and for no other patch of it",
-    "one child": "a device never runs two training children",
-    "only growing": "epochs, rounds and model versions only grow",
-    "timers move on": "after a tick the next one is later",
-    "progress": "after healing, every round closes and every outbox empties",
-    "everyone": "after healing, a round counts every device",
-    "quiet": "a fleet with nothing to do says nothing but telemetry and births",
-}
-
-
-class Violation(AssertionError):  # noqa: N818 - the word of the trade
-    """A promise is broken. `name` is a key of INVARIANTS."""
-
-    def __init__(self, name: str, what: str) -> None:
-        super().__init__(f"{INVARIANTS[name]}; but {what}")
-        self.name = name
+__all__ = ["INVARIANTS", "Auditor", "Violation"]
 
 
 class Sent(NamedTuple):
@@ -75,11 +54,19 @@ class Auditor:
         self._verify = {name: keyring.verifier(text) for name, text in fleet.items()}
         self._verify_coordinator = keyring.verifier(world.coordinator_key.text)
         self._updates: dict[tuple[str, int], Sent] = {}  # (device, round) → its one update
+        self._former: dict[tuple[str, int], Sent] = {}  # those that were made before the device got another card
         self._verdicts: dict[str, dict[bytes, Receipt]] = collections.defaultdict(dict)  # device → digest → delivered
         self._residual: dict[str, int] = dict.fromkeys(fleet, 0)  # device → nonce of the true residual
         self._newest: collections.Counter[str] = collections.Counter()  # what only grows
+        self._honest = (fleet.keys() - world.dishonest.keys()) | {topics.ALL}
+        self._talk = Talk()
         self._open = functools.lru_cache(maxsize=4096)(self._unseal)
         self._failed_patches: set[tuple[str, int, bytes]] = set()  # device, its life, digest of the file
+        self._dropped_patches: set[tuple[str, bytes]] = set()  # of them those that are noted on flash
+        self._lost: set[tuple[str, bytes]] = set()  # files that the weather took away
+        self._durable: dict[str, Durable] = dict.fromkeys(fleet, Durable())  # what would survive a power cut
+        self._readings: dict[str, tuple[Limits, Reading]] = {}  # device → what its owner allows, how its host is
+        self._full: set[str] = set()  # devices whose outbox is full
         self.sent_count: collections.Counter[str] = collections.Counter()  # by kind
         self.patched_count = 0  # files that were made of a patch
         self.own_count = 0  # of them those that were made of what the base file holds
@@ -90,18 +77,32 @@ class Auditor:
     def on_sent(self, client_id: str, topic: str, payload: bytes) -> None:
         """A program hands bytes to its line."""
         kind = topic.rpartition("/")[2]
-        self.sent_count[kind] += 1
         if client_id == keyring.COORDINATOR:
+            device = topic.split("/")[4]
+            self.sent_count[kind] += device in self._honest
+            self._on_told(device, kind)
             if kind in ("receipt", "state", "manifest", "offer"):
                 self._on_said(topic, self._open(topic, payload))
-        elif kind == "update":
+        elif client_id in self._honest:
+            self.sent_count[kind] += 1
+            self._on_heard(client_id, kind, topic, payload)
+
+    def _on_heard(self, client_id: str, kind: str, topic: str, payload: bytes) -> None:
+        """An honest device speaks; what the others say is their affair."""
+        if kind == "update":
             self._on_update(client_id, topic, payload)
-        elif kind == "want":
-            self._on_want(client_id, self._open(topic, payload))
+        elif kind in ("want", "telemetry") and client_id in self._readings:
+            if _is_spent(self._readings[client_id][1]):
+                _fail("budget kept", f"{client_id} sends a {kind} while its bytes are spent")
+            if kind == "want":
+                self._on_want(client_id, self._open(topic, payload))
 
     def on_delivered(self, client_id: str, topic: str, payload: bytes) -> None:
         """Bytes reach a program."""
-        if not topic.endswith("/dn/receipt"):
+        if client_id == keyring.COORDINATOR:
+            device = topic.split("/")[4]
+            self._talk.heard(device, topic.rpartition("/")[2], enrolled=device in self._world.database.fleet)
+        if client_id not in self._honest or not topic.endswith("/dn/receipt"):
             return
         receipt = self._open(topic, payload)
         if isinstance(receipt, Receipt):
@@ -110,9 +111,42 @@ class Auditor:
             if known is None or known.verdict == "unknown":
                 self._verdicts[client_id][receipt.digest] = receipt
 
-    def on_flash(self, device: str, before: bytes, after: bytes) -> None:
-        """A device's durable state was written."""
-        old, new = flash.decode(before), flash.decode(after)
+    def on_flash(self, device: str, card: Card) -> None:
+        """Something happened to a device's flash; `card` is what would survive a power cut now, at the worst."""
+        if device not in self._honest:
+            return
+        try:
+            _, durable = flash.load_durable(card)
+        except flash.FlashError as error:
+            _fail("starts again", f"{device} says: {error}")
+        self._check_model(device, card)
+        old, self._durable[device] = self._durable[device], durable
+        if durable != old:
+            self._on_durable(device, old, durable)
+
+    def on_new_card(self, device: str) -> None:
+        """All that was on a device's flash is gone, with work that had no receipt yet: nobody can promise that."""
+        self._former.update({key: sent for key, sent in self._updates.items() if key[0] == device})
+        self._durable[device], self._residual[device] = Durable(), 0
+        self._full.discard(device)
+        self._newest.pop(f"update of {device}", None)
+        self._dropped_patches = {each for each in self._dropped_patches if each[0] != device}
+        self._lost = {each for each in self._lost if each[0] != device}
+
+    def on_start(self, device: str, believed: Durable, card: Card) -> None:
+        """A device has read its flash, and goes on from there."""
+        self.on_flash(device, card)
+        if device in self._honest and believed != self._durable[device]:
+            _fail("starts again", f"{device} believes what a power cut would take away")
+
+    def _check_model(self, device: str, card: Card) -> None:
+        model = flash.load_model(card)
+        if model is not None:
+            for file in model.files:
+                if (device, file.digest) not in self._lost and not flash.is_whole(card, file.digest):
+                    _fail("noted, then whole", f"{file.name} of version {model.version} is not, on {device}")
+
+    def _on_durable(self, device: str, old: Durable, new: Durable) -> None:
         for field in ("boot", "last_round_id", "model_version"):
             if getattr(new, field) < getattr(old, field):
                 _fail("only growing", f"{field} of {device} went from {getattr(old, field)} to {getattr(new, field)}")
@@ -121,20 +155,49 @@ class Auditor:
             if receipt is None or receipt.verdict == "unknown":
                 _fail("outbox kept", f"{device} emptied round {old.outbox_round_id} without a receipt for it")
             if receipt.verdict in ("accepted", "duplicate"):
-                counted = witness.decode(self._updates[device, old.outbox_round_id].update.payload)
+                counted = self._world.lesson.read(self._updates[device, old.outbox_round_id].update.payload)
                 self._residual[device] = counted.nonce if counted is not None else 0
+        (self._full.add if new.outbox else self._full.discard)(device)
         if new.outbox and new.outbox != old.outbox:
             self._on_finished(device, new.outbox, new.last_round_id)
+
+    def on_reading(self, device: str, limits: Limits, reading: Reading) -> None:
+        """A device is told how its host is."""
+        self._readings[device] = limits, reading
 
     def on_training(self, device: str, job: Job, *, busy: bool) -> None:
         """A training child is started."""
         if busy:
             _fail("one child", f"{device} starts another for round {job.round_id}")
+        limits, reading = self._readings[device]
+        hot = limits.temperature_c_max is not None and (reading.temperature_c or 0.0) > limits.temperature_c_max
+        low = limits.battery_rate_min is not None and (reading.battery_rate or 0.0) < limits.battery_rate_min
+        if hot or (low and not reading.on_mains) or _is_spent(reading):
+            _fail("budget kept", f"{device} trains round {job.round_id} at {reading}")
 
     def on_patch_failed(self, device: str, life: int, digest: bytes) -> None:
         """A training child found that the patch does not make the file with this digest."""
         self._on_whole(device, life, digest)
         self._failed_patches.add((device, life, digest))
+
+    def on_patch_dropped(self, device: str, digest: bytes) -> None:
+        """A device has noted on flash that no patch of this file will do."""
+        self._dropped_patches.add((device, digest))
+
+    def on_file_state(self, device: str, state: FileState) -> None:
+        """Flash told what it holds."""
+        if state.ready:
+            self._dropped_patches.discard((device, state.digest))
+            self._lost.discard((device, state.digest))
+
+    def on_forgotten(self, device: str, keep_files: frozenset[bytes] | None) -> None:
+        """A device has deleted what it knew of every model file but these; None: of none."""
+        mine = {digest for name, digest in self._dropped_patches if name == device}
+        self._dropped_patches -= {(device, digest) for digest in mine - (mine if keep_files is None else keep_files)}
+
+    def on_lost(self, device: str, digest: bytes) -> None:
+        """The weather took a file away."""
+        self._lost.add((device, digest))
 
     def on_tick(self, who: str, now_ms: int, wake_at_ms: int | None) -> None:
         """A tick was handled."""
@@ -150,12 +213,16 @@ class Auditor:
 
     def full_outboxes(self) -> list[str]:
         """The devices whose flash holds an update without a receipt; who is gone for good does not matter."""
-        return [d.name for d in self._world.devices if not d.gone and flash.decode(d.flash.durable).outbox]
+        return sorted(name for name in self._full if not self._world.device[name].gone)
+
+    def durable_of(self, device: str) -> Durable:
+        """What this device would know after a power cut now."""
+        return self._durable[device]
 
     def uncounted(self) -> list[tuple[str, int]]:
-        """Stored, and in no version yet."""
+        """Stored, and in no version yet. Who is dishonest may send one at any time, for a round that is long closed."""
         database = self._world.database
-        return sorted(database.updates.keys() - database.counted.keys())
+        return sorted(key for key in database.updates.keys() - database.counted.keys() if key[0] in self._honest)
 
     def verdict_of(self, device: str, digest: bytes) -> Receipt | None:
         """The receipt that was delivered to `device` for these sealed bytes."""
@@ -167,13 +234,10 @@ class Auditor:
         versions = [version.manifest.model_version for version in database.lineage]
         if versions != list(range(1, len(versions) + 1)):
             _fail("only growing", f"the lineage is {versions}")
-        params = database.lineage[-1].params
-        for device in self._world.devices:
-            for round_id in range(1, len(database.rounds) + 1):
-                times = witness.count(params, device.index, round_id)
-                stored = (device.name, round_id) in database.counted
-                if times != stored:
-                    _fail("counted once", f"round {round_id} of {device.name} is in the parameters {times} times")
+        places = {device.name: device.index for device in self._world.devices}
+        miscount = self._world.lesson.miscount(database, places, self._world.dishonest)
+        if miscount:
+            _fail("counted once", miscount)
         self._check_weights()
 
     def _check_weights(self) -> None:
@@ -189,11 +253,14 @@ class Auditor:
             if row.status == "closed" and not row.is_cancelled and members[row.model_version] < row.updates_min:
                 _fail("enough", f"round {row.round_id} closed with {members[row.model_version]} of {row.updates_min}")
         for key, counted in database.counted.items():
-            update, epoch = self._updates[key].update, database.rounds[key[1]].plan.scale_epoch
+            plan = database.rounds[key[1]].plan
+            epoch = plan.scale_epoch
             if epoch != database.lineage[counted.model_version - 2].manifest.scale_epoch:
                 _fail("one scale", f"version {counted.model_version} counts round {key[1]}, which is of epoch {epoch}")
-            staleness = counted.model_version - 1 - update.base_version
-            most = min(update.num_examples, database.rounds[key[1]].plan.num_examples_max)
+            stored = database.updates[key]
+            claimed = self._stored(key).update.num_examples if key[0] in self._honest else stored.weight
+            staleness = counted.model_version - 1 - stored.base_version
+            most = min(claimed, plan.num_examples_max)
             expected = max(1, most * round(16 / math.sqrt(1 + staleness)) // 16)
             if counted.weight != expected:
                 _fail("late, then lighter", f"round {key[1]} of {key[0]} weighs {counted.weight}, not {expected}")
@@ -205,14 +272,20 @@ class Auditor:
             _fail("counted once", f"these are stored and never counted: {self.uncounted()}")
         gone = {device.name for device in self._world.devices if device.gone}
         for (device, round_id), sent in sorted(self._updates.items()):
-            if device in gone or (device, round_id) in self._world.database.counted:
+            if device in gone or (device, round_id) in self._world.database.counted.keys() | self._former.keys():
                 continue
             receipt = self._verdicts[device].get(digest_of(sent.sealed))
-            is_faulty = witness.decode(sent.update.payload) is None
+            plan = self._world.database.rounds[round_id].plan
+            is_faulty = self._world.lesson.admit(sent.update.payload, plan) is not None
             if receipt is not None and receipt.verdict == "stale" and self._is_of_older_scales(round_id):
                 continue
             if not is_faulty or receipt is None or receipt.verdict != "refused":
                 _fail("finished, then counted", f"round {round_id} of {device} is not, its receipt is {receipt}")
+
+    def _stored(self, key: tuple[str, int]) -> Sent:
+        """The update that the database has under this key."""
+        made = [sent for sent in (self._former.get(key), self._updates.get(key)) if sent is not None]
+        return next(sent for sent in made if digest_of(sent.sealed) == self._world.database.updates[key].digest)
 
     def _is_of_older_scales(self, round_id: int) -> bool:
         database = self._world.database
@@ -230,12 +303,26 @@ class Auditor:
             _fail("progress", f"rounds {waiting} are not closed, the outboxes of {self.full_outboxes()} are full")
 
     def check_quiet(self, before: collections.Counter[str]) -> None:
-        """Since `before` (a copy of `sent_count`) nothing but telemetry and births was sent."""
-        said = {kind: count for kind, count in (self.sent_count - before).items() if kind not in ("telemetry", "birth")}
+        """Since `before` (a copy of `sent_count`) nothing but telemetry and births was sent; and answers to forgers."""
+        allowed = {"telemetry", "birth"} | ({"receipt"} if self._world.dishonest else set())
+        said = {kind: count for kind, count in (self.sent_count - before).items() if kind not in allowed}
         if said:
             _fail("quiet", f"it said {said}")
 
     # Judgement
+
+    def _on_told(self, device: str, kind: str) -> None:
+        """The coordinator speaks: is it asked to, and is it not too much?"""
+        broken = ""
+        if kind == "receipt":
+            broken = self._talk.receipt(device)
+        if broken:
+            _fail("one answer", broken)
+        if kind in ("chunk", "patch"):
+            world = self._world
+            broken = self._talk.served(device, world.station.life, world.database.lineage[-1].manifest, world.now_ms)
+        if broken:
+            _fail("no flood", broken)
 
     def _on_said(self, topic: str, message: Message | None) -> None:
         database = self._world.database
@@ -266,18 +353,18 @@ class Auditor:
     def _check_base(self, manifest: Manifest) -> None:
         """Does the base file hold what the manifest says, the parameters of the version that opened the epoch?"""
         database, version = self._world.database, manifest.base_version
-        model = next(database.file(file.digest) for file in manifest.files if file.name == MODEL_FILE)
+        model = next(database.blob(file.digest) for file in manifest.files if file.name == MODEL_FILE)
         opened = next(v for v in database.lineage if v.manifest.scale_epoch == manifest.scale_epoch)
-        if version != opened.manifest.model_version or witness.own(model) != opened.params:
+        if version != opened.manifest.model_version or self._world.lesson.own(model) != opened.params:
             _fail("true base", f"the base of version {manifest.model_version} does not hold that of {version}")
 
     def _on_want(self, device: str, want: Message | None) -> None:
         if not isinstance(want, Want):
             _fail("patch, then whole", f"{device} sent a want that nobody can read")
         if want.base_version:
-            asking = next(d for d in self._world.devices if d.name == device)
+            asking = self._world.device[device]
             self._on_whole(device, asking.life, want.digest)
-            if asking.flash.has_dropped_patch(want.digest):
+            if (device, want.digest) in self._dropped_patches:
                 _fail("patch, then whole", f"{device} forgot in an earlier life that a patch has failed")
 
     def _on_whole(self, device: str, life: int, digest: bytes) -> None:
@@ -285,8 +372,7 @@ class Auditor:
             _fail("patch, then whole", f"{device} tries another one of {digest.hex()[:8]}")
 
     def _on_update(self, device: str, topic: str, sealed: bytes) -> None:
-        on_flash = next(d.flash.durable for d in self._world.devices if d.name == device)
-        if flash.decode(on_flash).outbox != sealed:
+        if self._durable[device].outbox != sealed:
             _fail("persist, then speak", f"{device} published an update that is not its outbox on flash")
         if self._open(topic, sealed) is None:
             _fail("persist, then speak", f"{device} published an update that nobody can read")
@@ -298,18 +384,20 @@ class Auditor:
             _fail("persist, then speak", f"the outbox of {device} holds no update")
         if update.round_id != last_round_id:
             _fail("persist, then speak", f"{device} keeps round {update.round_id} and calls {last_round_id} its last")
-        known = self._updates.setdefault((device, update.round_id), Sent(sealed, update))
-        if known.sealed != sealed:
+        key = device, update.round_id
+        if self._updates.get(key) == self._former.get(key):
+            self._updates[key] = Sent(sealed, update)
+        if self._updates[key].sealed != sealed:
             _fail("one update", f"{device} made two of round {update.round_id}")
         self._grow(f"update of {device}", update.round_id)
-        said = witness.decode(update.payload)
+        said = self._world.lesson.read(update.payload)
         if said is not None:
             self._check_training(device, update, said)
 
-    def _check_training(self, device: str, update: Update, said: witness.Witness) -> None:
+    def _check_training(self, device: str, update: Update, said: Said) -> None:
         version = self._world.database.lineage[update.base_version - 1]
-        files = [self._world.database.file(file.digest) for file in version.manifest.files]
-        if said.model != witness.model_mark(files) or said.round_id != update.round_id:
+        files = {file.name: self._world.database.blob(file.digest) for file in version.manifest.files}
+        if said.model != self._world.lesson.mark(files) or said.round_id != update.round_id:
             _fail("true model", f"{device} trained round {update.round_id} on something else")
         if said.residual != self._residual[device]:
             _fail("true residual", f"{device} began round {update.round_id} with another one")
@@ -331,5 +419,6 @@ class Auditor:
             return None
 
 
-def _fail(name: str, what: str) -> NoReturn:
-    raise Violation(name, what)
+def _is_spent(reading: Reading) -> bool:
+    """May the link carry nothing more for now but finished work?"""
+    return reading.day_bytes_left is not None and reading.day_bytes_left < UPDATE_BYTES_MIN

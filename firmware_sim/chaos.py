@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from firmware_sim.processes import has_children
 
@@ -23,6 +23,24 @@ if TYPE_CHECKING:
 
 DOWN_S: Final = 1.0
 Target = Literal["agent", "coordinator", "MQTT server"]
+
+
+class Trouble(Protocol):
+    """Whoever strikes a fleet."""
+
+    blows: list[Blow]
+    goes_on: bool  # it wants more rounds than there are
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is down, and everyone who was is heard of again."""
+
+    @property
+    def down(self) -> frozenset[str]:
+        """The names of the programs that are down on purpose."""
+
+    def tick(self, watch: Watch, now_s: float) -> str:
+        """Strike or mend, if it is time, and return what to tell the onlooker, or ''."""
 
 
 @dataclass
@@ -66,6 +84,7 @@ class Chaos:
         self._chance = Random(seed)
         # an odd seed hits an agent while it trains, an even one as it sends
         self._while_sending = seed % 2 == 0
+        self.goes_on = False
 
     @property
     def is_settled(self) -> bool:
@@ -73,12 +92,10 @@ class Chaos:
         return not any(blow.killed_s and not blow.back_s for blow in self.blows)
 
     @property
-    def down(self) -> str:
-        """The name of the program that is down on purpose; '' when none is."""
-        for blow in self.blows:
-            if blow.killed_s and not blow.started_s and blow.target != "MQTT server":
-                return self._program(blow).name
-        return ""
+    def down(self) -> frozenset[str]:
+        """The names of the programs that are down on purpose."""
+        struck = (blow for blow in self.blows if blow.killed_s and not blow.started_s and blow.target != "MQTT server")
+        return frozenset(self._program(blow).name for blow in struck)
 
     def tick(self, watch: Watch, now_s: float) -> str:
         """Strike, start again or notice, if it is time; return what to tell the onlooker, or ''."""

@@ -154,12 +154,103 @@ def scheme(*, model: Path, data: Path, memory: int, seed: int) -> None:
 @main.command()
 @click.option("--seeds", type=click.IntRange(1), default=100, show_default=True)
 @click.option("--first-seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--scenario", type=click.Choice(["storm"]), default="storm", show_default=True)
-def sim(*, seeds: int, first_seed: int, scenario: str) -> None:
-    """Simulate fleets in storms of faults, one a seed, and check every promise from outside."""
-    from firmware_sim import storm
+@click.option("--scenario", default="storm", show_default=True, help="A file of firmware_sim/scenarios, like calm.")
+@click.option("--devices", type=click.IntRange(1, 64), default=10, show_default=True)
+def sim(*, seeds: int, first_seed: int, scenario: str, devices: int) -> None:
+    """Simulate fleets in storms of faults, one a seed, and check every promise from outside.
 
-    sys.exit({"storm": storm.main}[scenario](first_seed, seeds))
+    A seed that fails is shrunk to the fewest faults and told as a story. Exit status: 0 all promises held, 1 not.
+    """
+    from firmware_sim import storm, weather
+
+    if scenario not in weather.names():
+        raise click.BadParameter(f"{scenario!r} is none of {', '.join(weather.names())}", param_hint="--scenario")
+    sys.exit(storm.main(first_seed, seeds, scenario=scenario, devices=devices))
+
+
+@main.command()
+@click.option("--attack", "name", default="all", show_default=True, help="One by name, like sign flip; all.")
+@click.option("--share", type=click.FloatRange(0.0, 0.4, min_open=True), default=0.2, show_default=True,
+              help="Of the devices is dishonest.")  # fmt: skip
+@click.option("--devices", type=click.IntRange(5, 50), default=15, show_default=True)
+@click.option("--rounds", type=click.IntRange(1, 100), default=10, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**31), default=1, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; progress goes to stderr.")
+def attack(*, name: str, share: float, devices: int, rounds: int, seed: int, as_json: bool) -> None:
+    """What do dishonest devices do to a fleet that learns digits? Trains it with and without each attack.
+
+    Prints the accuracy on digits that nobody holds, half way and at the end, and what the coordinator refused.
+    """
+    from firmware_sim import attacks, trial
+
+    if name not in (*attacks.NAMES, "all"):
+        raise click.BadParameter(f"{name!r} is none of {', '.join(attacks.NAMES)}, all", param_hint="--attack")
+    chosen = [trial.NO_ATTACK, *(attacks.NAMES if name == "all" else [name])]
+    terms = trial.Terms(share, seed, devices, rounds)
+    with _spoken(), click.progressbar(length=len(chosen) * rounds, label="attack", file=sys.stderr) as bar:
+        outcomes = [trial.run(each, terms, lambda: bar.update(1)) for each in chosen]
+    click.echo(json.dumps(trial.as_tree(outcomes, terms)) if as_json else "\n".join(trial.table(outcomes, terms)))
+
+
+@main.command("replay")
+@click.argument("file", type=_FILE)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def replay_command(*, file: Path, as_json: bool) -> None:
+    """Live the story in FILE again (edge-agent story --out FILE), through the very machine of the product.
+
+    Exit status: 0 every effect is as recorded, 1 one is not, or the machine raises, 2 FILE is no story.
+    """
+    from edge_agent import story
+    from edge_agent.storyfile import StoryError, load
+    from firmware_sim import replay
+
+    try:
+        record = load(file)
+        verdict = replay.replay(record, lambda entry: None if as_json else click.echo(story.as_line(entry)))
+    except StoryError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    click.echo(json.dumps(replay.as_tree(record, verdict)) if as_json else "\n".join(replay.as_lines(record, verdict)))
+    sys.exit(0 if verdict.same else 1)
+
+
+@main.command()
+@click.option("--devices", type=click.IntRange(1), default=200, show_default=True, help="Connections, one a device.")
+@click.option("--rounds", type=click.IntRange(1, 10_000), default=3, show_default=True)
+@click.option("--mqtt", "url", metavar="URL", help="mqtt://host:1883 or mqtts://host:8883. Default: one of our own.")
+@click.option("--username", default="", help="Of every device and of the coordinator.")
+@click.option("--password-file", type=_FILE)
+@click.option("--ca-file", type=_FILE, help="Who vouches for the MQTT server, if not the system's authorities.")
+@click.option("--train-s", type=click.FloatRange(0.0), default=5.0, show_default=True, help="A training, on average.")
+@click.option("--share", type=click.FloatRange(0.0, 1.0, min_open=True), default=1.0, show_default=True,
+              help="Of the devices: no round closes with fewer updates.")  # fmt: skip
+@click.option(
+    "--lasts-s", type=click.IntRange(1, 86_400), default=600, show_default=True, help="How long a round waits."
+)
+@click.option("--seed", type=click.IntRange(0, 2**31), default=1, show_default=True, help="Names the fleet, too.")
+@click.option("--dir", "directory", type=_FOLDER, help="Keep the coordinator's store and log here; empty or not there.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; progress goes to stderr.")
+def swarm(
+    *, url: str | None, username: str, password_file: Path | None, ca_file: Path | None, directory: Path | None,
+    as_json: bool, **wished: Any,
+) -> None:  # fmt: skip
+    """Thousands of real agents over as many real connections: what do your MQTT server and this machine bear?
+
+    A coordinator of its own runs rounds in a fleet of its own (swarm-SEED). Only training is not real: it takes a drawn
+    time. Exit status: 0 every update has its receipt, 1 one line says who lacks what, 2 wrong usage, 130 Ctrl-C.
+    """
+    from firmware_sim.swarm import run as swarms
+    from firmware_sim.swarm.outcome import block, numbers
+    from firmware_sim.swarm.screen import screen_on
+    from firmware_sim.swarm.site import Access
+
+    if url is None and (username or password_file or ca_file):
+        raise click.UsageError("a user name, a password or a certificate is for the server that --mqtt names")
+    access = Access(url, username, password_file, ca_file) if url is not None else None
+    stream = sys.stderr if as_json else sys.stdout
+    with _spoken(), screen_on(stream, lambda text: click.echo(text, err=as_json)) as screen:
+        found = numbers(swarms.run(swarms.Wish(access=access, **wished), directory, screen))
+    click.echo(json.dumps(found) if as_json else "\n" + block(found))
 
 
 def run() -> None:

@@ -1,18 +1,28 @@
 """The coordinator's store, in memory: what `broker.store` keeps in SQL, as far as rounds are concerned.
 
 Each method is one transaction: it happens whole or not at all. What a coordinator knows when it starts is the
-`snapshot`, made of this and of nothing else.
+`snapshot`, made of this and of nothing else. A trace of all that was written, and of each snapshot that was read, can
+be performed on the real store, which must then have known the same (tests/fleet/test_store_trace.py).
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from broker.effects import Last, Pending, RoundRow, Snapshot, UpdateRow
+from broker.effects import (
+    CommitRound,
+    Last,
+    Pending,
+    RoundRow,
+    Snapshot,
+    StoreEpoch,
+    StoreRound,
+    StoreUpdate,
+    UpdateRow,
+)
 
 if TYPE_CHECKING:
-    from broker.effects import CommitRound
     from wire.messages import Manifest, Plan
 
 OPENED_READ_MAX: Final = 64
@@ -28,6 +38,8 @@ class ModelVersion(NamedTuple):
 
     manifest: Manifest
     params: bytes
+    remainder: bytes = b""  # of the coordinator's master
+    accuracy: float | None = None
 
 
 class Counted(NamedTuple):
@@ -35,6 +47,21 @@ class Counted(NamedTuple):
 
     model_version: int
     weight: int
+
+
+class Cancelled(NamedTuple):
+    """The operator's wish that this round end."""
+
+    round_id: int
+
+
+class Enrolled(NamedTuple):
+    """The operator's list of who is in the fleet."""
+
+    fleet: dict[str, str]
+
+
+Traced: TypeAlias = StoreEpoch | StoreUpdate | StoreRound | CommitRound | Cancelled | Enrolled | Snapshot
 
 
 class Database:
@@ -48,12 +75,13 @@ class Database:
         self.unwanted: set[int] = set()  # what the operator cancelled, ended or not
         self.updates: dict[tuple[str, int], UpdateRow] = {}
         self.counted: dict[tuple[str, int], Counted] = {}  # (device_id, round_id) → where
+        self.trace: list[Traced] | None = None  # a list: everything is noted in it
         self._files = files
 
     def snapshot(self) -> Snapshot:
         """What a coordinator must know when it starts."""
         opened = [row for row in self.rounds.values() if row.base_version][-OPENED_READ_MAX:]
-        return Snapshot(
+        snapshot = Snapshot(
             epoch=self.epoch,
             fleet=dict(self.fleet),
             rounds=(*opened, *self.waiting()),
@@ -61,6 +89,8 @@ class Database:
             pending=tuple(_pending(row) for key, row in self.updates.items() if key not in self.counted),
             manifest=self.lineage[-1].manifest,
         )
+        self._note(snapshot)
+        return snapshot
 
     def waiting(self) -> tuple[RoundRow, ...]:
         """The rounds that were requested and not opened."""
@@ -73,24 +103,43 @@ class Database:
     def request_round(self, plan: Plan, updates_min: int, cohort_max: int, lasts_ms: int) -> int:
         """What `broker round start` does; returns the round's number."""
         round_id = len(self.rounds) + 1
-        self.rounds[round_id] = RoundRow(round_id, plan, "waiting", updates_min, cohort_max, lasts_ms)
+        self.store_round(RoundRow(round_id, plan, "waiting", updates_min, cohort_max, lasts_ms))
         return round_id
+
+    def cancel_round(self, round_id: int) -> None:
+        """What `broker round cancel` does."""
+        self._note(Cancelled(round_id))
+        self.unwanted.add(round_id)
+
+    def enrol(self, fleet: dict[str, str]) -> None:
+        """What `broker fleet add` and `remove` lead to."""
+        self._note(Enrolled(fleet))
+        self.fleet = fleet
+
+    def store_epoch(self, epoch: int) -> None:
+        """Keep the epoch."""
+        self._note(StoreEpoch(epoch))
+        self.epoch = epoch
 
     def store_update(self, row: UpdateRow) -> None:
         """Keep an update; its key is unique."""
         key = row.device_id, row.round_id
         if key in self.updates:
             raise IntegrityError(f"a second update of {row.device_id} for round {row.round_id} is to be stored")
+        self._note(StoreUpdate(row))
         self.updates[key] = row
 
     def store_round(self, row: RoundRow) -> None:
         """Keep a round's new status."""
+        self._note(StoreRound(row))
         self.rounds[row.round_id] = row
 
     def commit_round(self, commit: CommitRound) -> None:
         """The new version, whom it counts, and the round's end."""
-        self.lineage.append(ModelVersion(commit.manifest, commit.made.params))
-        for content in (commit.made.params, commit.made.model):
+        self._note(commit)
+        made = commit.made
+        self.lineage.append(ModelVersion(commit.manifest, made.params, made.remainder, made.accuracy))
+        for content in (made.params, made.model):
             self._files[hashlib.sha256(content).digest()] = content
         self.counted.update(
             {(m.device_id, m.round_id): Counted(commit.manifest.model_version, m.weight) for m in commit.members}
@@ -105,9 +154,21 @@ class Database:
         base = self.lineage[base_version - 1]
         return base.params if base.manifest.scale_epoch == newest.scale_epoch else None
 
-    def file(self, digest: bytes) -> bytes:
+    def blob(self, digest: bytes) -> bytes:
         """The content of a file of any version."""
         return self._files[digest]
+
+    def remainder(self, model_version: int) -> bytes:
+        """What the coordinator keeps of a version beside its files."""
+        return self.lineage[model_version - 1].remainder
+
+    def update_payload(self, device_id: str, round_id: int) -> bytes:
+        """The numbers of a stored update."""
+        return self.updates[device_id, round_id].payload
+
+    def _note(self, traced: Traced) -> None:
+        if self.trace is not None:
+            self.trace.append(traced)
 
 
 def _pending(row: UpdateRow) -> Pending:

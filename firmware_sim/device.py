@@ -4,20 +4,22 @@
                                                       └─ for good ─▶ gone
 
 It performs the agent's effects in order, as `edge_agent.service` does, and can be stopped before or after any one of
-them. What survives is in `flash`, as bytes; the next agent is built from there. Its clock starts at zero with each
-boot and runs a little fast or slow.
+them, and before any operation on the card within. The flash code is the product's own; what survives is on the `card`,
+and the next agent is built from there. A card that fails ends the process, which is started again. The device's clock
+starts at zero with each boot and runs a little fast or slow.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
 
+from edge_agent import flash
 from edge_agent.agent import Agent
-from edge_agent.budget import Limits
+from edge_agent.disk import FULL
 from edge_agent.effects import (
     Booted,
     Connected,
@@ -31,7 +33,6 @@ from edge_agent.effects import (
     OpenFile,
     Persist,
     Publish,
-    Reading,
     Received,
     SealFile,
     SetLabel,
@@ -41,23 +42,29 @@ from edge_agent.effects import (
     WriteChunk,
     WritePatch,
 )
-from edge_agent.voice import Identity
-from firmware_sim import keyring
-from firmware_sim.flash import Flash
+from firmware_sim import keyring, voices
+from firmware_sim.card import Card
+from firmware_sim.host import RETRY_MS, Host
+from firmware_sim.ills import NO_ROOM, Ills, Stopped
 from firmware_sim.link import Line
 from firmware_sim.trainer import Trainer
 from firmware_sim.web import Fetcher
 from wire import topics
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edge_agent.effects import FileState
     from firmware_sim.keyring import Key
     from firmware_sim.world import Fate, World
+    from wire.messages import File, Patch
 
-READING_MS: Final = 60_000
 EXIT_MS: Final = 2_000  # until the process is started again
 FLASH_MS: Final = 5
 GONE_SHARE_MAX: Final = 0.2
 EXAMPLES: Final = 40
+
+FileEffect: TypeAlias = OpenFile | WriteChunk | SealFile | WritePatch | DropPatch
 
 
 class Device:
@@ -66,10 +73,14 @@ class Device:
     def __init__(self, world: World, name: str, index: int, key: Key) -> None:
         self.name = name
         self.index = index
-        self.flash = Flash()
+        self.ills = Ills(world, name)
+        self.card = Card(self.ills.begin, self.ills.coin)
+        self.host = Host(world, name)
+        self.flash: flash.Flash | None = None  # the product's own; None while it is off
         self.agent: Agent | None = None
         self.line: Line | None = None
         self.gone = False
+        self.skew = 0  # how many versions its program is ahead of ours
         self.life = 0  # counts starts; what was planned in an earlier life is void
         self._world = world
         self._trainer = Trainer(world, self)
@@ -84,34 +95,73 @@ class Device:
 
     def power_off(self) -> None:
         """The power fails, now."""
-        if self.agent is None:
-            return
+        if self.agent is not None:
+            self._lose_power()
+
+    def _lose_power(self) -> None:
         world = self._world
-        world.tally["power_cut"] += 1
-        share_gone = sum(device.gone for device in world.devices) / len(world.devices)
-        if share_gone < GONE_SHARE_MAX and world.chance(world.weather.gone_rate, "gone"):
+        if world.gone_count < GONE_SHARE_MAX * len(world.devices) and world.chance(world.weather.gone_rate, "gone"):
             self.gone = True
+            world.gone_count += 1
         world.note(self.name, "loses power" + (" for ever" if self.gone else ""))
+        tears = self.card.has_unsynced() and world.chance(world.weather.torn_rate, "torn")
+        self.card.cut(world.random, tear=tears)
         self._stop(1 + world.random.randrange(world.weather.off_ms_max), silent=True)
+
+    def replace_card(self) -> None:
+        """The card has died, and its owner puts an empty one in its place; the key was kept elsewhere."""
+        world = self._world
+        world.note(self.name, "gets an empty card")
+        if self.agent is not None:
+            self._stop(1 + world.draw(world.weather.off_ms_max), silent=True)
+        self.card = Card(self.ills.begin, self.ills.coin)
+        world.auditor.on_new_card(self.name)
+
+    def upgrade(self, skew: int) -> None:
+        """Another version of the program takes the place of this one."""
+        self.skew = skew
+        if self.agent is not None:
+            self._world.note(self.name, f"becomes version {skew:+}")
+            if self.attempt(lambda: self.host.save(at_end=True)):
+                self._stop(EXIT_MS, silent=False)
 
     def handle(self, event: Event) -> None:
         """Let the agent decide, and perform what it decides."""
         if self.agent is None:
             return
-        effects = self.agent.handle(event, self._local_ms())
         weather = self._world.weather
-        for effect in effects:
+        for effect in self.agent.handle(event, self._local_ms()):
             fate = self._world.fate(self.name, weather.cut_at_effect_rate, weather.exit_at_effect_rate)
-            if not fate:
-                self._perform(effect)
-            else:
+            if fate:
                 self._end(effect, fate)
                 return
+            if not self.attempt(lambda todo=effect: self._perform(todo)):  # type: ignore[misc]
+                return
         self._arm()
+
+    def attempt(self, work: Callable[[], None]) -> bool:
+        """Do something that needs the card. Whether the process has survived it."""
+        life = self.life
+        try:
+            work()
+        except Stopped as stopped:
+            self.end(stopped.fate)
+        except OSError as error:
+            self._world.note(self.name, f"gives up: {error.strerror}")
+            self._stop(EXIT_MS, silent=False)
+        return self.life == life
+
+    def end(self, fate: Fate) -> None:
+        """Lose the power, or the process alone."""
+        if fate.startswith("cut"):
+            self._lose_power()
+        else:
+            self._stop(EXIT_MS, silent=False)
 
     def heal(self) -> None:
         """Power and learning material for everybody who is still there."""
         self._num_examples = EXAMPLES
+        self.host.heal()
         if self.agent is None:
             self._power_on(self.life)
 
@@ -121,18 +171,16 @@ class Device:
         if self.gone or planned_in != self.life:
             return
         world = self._world
+        if self.host.is_dark:
+            world.at(RETRY_MS, self._power_on, self.life)
+            return
         self.life += 1
         life = self.life
+        self.ills.start()
         world.note(self.name, f"starts, life {life}")
-        self._started_ms, self._connections, self._armed_ms = world.now_ms, 0, None
-        identity = Identity(
-            keyring.FLEET,
-            self.name,
-            self._key.sign,
-            keyring.verifier(world.coordinator_key.text),
-        )
-        jitter = random.Random(f"{world.seed}/{self.name}/{self.life}")
-        self.agent = Agent(identity, self.flash.read(), Limits(temperature_c_max=80.0), jitter)
+        self._started_ms, self._connections, self._armed_ms = world.now_ms, world.draw(2**24), None
+        if not self.attempt(self._begin):
+            return
         self.handle(Booted())
         self._read_host(life)
         if life != self.life:
@@ -144,12 +192,26 @@ class Device:
             self._will,
             on_up=self._on_up,
             on_down=lambda: self.handle(Disconnected()),
-            on_message=lambda topic, payload: self.handle(Received(topic, payload)),
+            on_message=self._on_message,
         )
 
+    def _begin(self) -> None:
+        """Build the agent from what is on flash."""
+        world = self._world
+        self.flash = flash.Flash(self.card)
+        verify = keyring.verifier(world.coordinator_key.text)
+        identity = voices.Device(keyring.FLEET, self.name, self._key.sign, verify, opened=world.opened, skew=self.skew)
+        self.host.start(self.card, self._local_ms)
+        jitter = random.Random(f"{world.seed}/{self.name}/{self.life}")
+        durable = self.flash.load()
+        world.auditor.on_start(self.name, durable, self.card.survivor())
+        self.agent = Agent(identity, durable, self.host.limits, jitter)
+
     def _stop(self, off_ms: int, *, silent: bool) -> None:
-        self.agent = None
+        self._world.auditor.on_flash(self.name, self.card.survivor())
+        self.agent = self.flash = None
         self.life += 1
+        self.host.end()
         self._trainer.kill()
         if self.line is not None:
             self.line.stop(silent=silent)
@@ -159,16 +221,10 @@ class Device:
     def _end(self, effect: Effect, fate: Fate) -> None:
         """Stop at this effect: done or not, by power or by the process alone."""
         world = self._world
-        if fate.endswith("after"):
-            self._perform(effect)
-        elif isinstance(effect, WriteChunk) and fate == "cut before" and world.chance(world.weather.torn_rate, "torn"):
-            self.flash.write_chunk(effect.file.digest, effect.index, effect.data[: len(effect.data) // 2])
-        world.tally[f"device {fate}"] += 1
+        if fate.endswith("after") and not self.attempt(lambda: self._perform(effect)):
+            return
         world.note(self.name, f"{fate} {type(effect).__name__}")
-        if fate.startswith("cut"):
-            self.power_off()
-        else:
-            self._stop(EXIT_MS, silent=False)
+        self.end(fate)
 
     # The clock and the host
 
@@ -200,13 +256,28 @@ class Device:
         if life != self.life:
             return
         world = self._world
-        hot = world.chance(world.weather.hot_rate, "hot")
         if self._num_examples == 0 and world.random.random() < 0.1:
             self._num_examples = EXAMPLES
-        left = 0 if world.chance(world.weather.bytes_spent_rate, "bytes_spent") else None
-        celsius = 95.0 if hot else 45.0
-        self.handle(Reading(temperature_c=celsius, num_examples=self._num_examples, day_bytes_left=left))
-        world.at(READING_MS, self._read_host, life)
+        self._tell_reading()
+        if self.host.is_dark and self.agent is not None and world.happens("brown_out"):
+            self._lose_power()
+        world.at(world.weather.reading_every_ms, self._read_host, life)
+
+    def _tell_reading(self) -> None:
+        if not self.attempt(lambda: self.host.save(at_end=False)):
+            return
+        reading = self.host.read(self._num_examples, working=self._trainer.is_busy)
+        self._world.auditor.on_reading(self.name, self.host.limits, reading)
+        self.handle(reading)
+
+    def _read_again_if_moved(self) -> None:
+        """Much was carried since the last reading, as the service watches, too."""
+        if self.host.ledger is not None and self.host.ledger.has_moved():
+            self._world.at(1, self._again, self.life)
+
+    def _again(self, life: int) -> None:
+        if life == self.life:
+            self._tell_reading()
 
     # The link
 
@@ -218,54 +289,83 @@ class Device:
     def _on_up(self) -> None:
         self.handle(Connected(self._connections))
 
+    def _publish(self, topic: str, payload: bytes) -> None:
+        if self.line is None:
+            return
+        if self.host.ledger is not None and self.line.connection is not None:
+            meter = self.host.ledger.meter
+            meter.on_puback(meter.on_publish(topic, payload))
+        self.line.publish(topic, payload, retain=False)
+
+    def _on_message(self, topic: str, payload: bytes) -> None:
+        if self.host.ledger is not None:
+            self.host.ledger.meter.on_arrived(topic, payload, 1)
+            self._read_again_if_moved()
+        self.handle(Received(topic, payload))
+
     # Effects
 
     def _perform(self, effect: Effect) -> None:
+        assert self.flash is not None, "a device that is off performs nothing"
         match effect:
             case Persist(durable=durable):
-                before = self.flash.durable
-                self.flash.write(durable)
-                self._world.note(self.name, "persists", self.flash.durable)
-                self._world.auditor.on_flash(self.name, before, self.flash.durable)
+                self.flash.save(durable)
+                self._world.note(self.name, "persists", msgspec.msgpack.encode(durable))
+                self._world.auditor.on_flash(self.name, self.card.survivor())
             case Publish(topic=topic, payload=payload):
-                if self.line is not None:
-                    self.line.publish(topic, payload, retain=False)
-            case OpenFile(file=file):
-                self._later(self.flash.look(file))
-            case WriteChunk(file=file, index=index, data=data):
-                if self._world.chance(self._world.weather.write_fails_rate, "write_fails"):
-                    self._later(FileFailed(file.digest, "No space left on device\n"))
-                else:
-                    self.flash.write_chunk(file.digest, index, data)
-            case WritePatch():
-                self._write_patch(effect)
-            case DropPatch(file=file):
-                self.flash.write_patch(file, None)
+                self._publish(topic, payload)
             case FetchRanges():
                 self._fetcher.fetch(effect)
-            case SealFile(file=file):
-                if self._world.chance(self._world.weather.rot_rate, "rot"):
-                    self.flash.rot(file.digest)
-                self._later(self.flash.seal(file))
             case StartTraining(job=job):
                 self._trainer.start(job)
             case StopTraining():
                 self._trainer.stop()
             case Forget(keep_files=keep_files, keep_residuals=keep_residuals):
                 self.flash.forget(keep_files, keep_residuals)
+                self._world.auditor.on_forgotten(self.name, keep_files)
             case SetLabel():
                 pass  # this fleet labels nothing
+            case _:
+                self._perform_on_file(self.flash, effect)
 
-    def _write_patch(self, effect: WritePatch) -> None:
-        patch, weather = effect.patch, self._world.weather
-        if self._world.chance(weather.write_fails_rate, "write_fails"):
-            self._later(FileFailed(effect.file.digest, "No space left on device\n"))
-            return
-        if self._world.chance(weather.patch_rot_rate, "patch_rot"):
-            at = self._world.random.randrange(len(patch.payload))
-            payload = patch.payload[:at] + bytes([patch.payload[at] ^ 1]) + patch.payload[at + 1 :]
-            patch = msgspec.structs.replace(patch, payload=payload)
-        self._later(self.flash.write_patch(effect.file, patch))
+    def _perform_on_file(self, store: flash.Flash, effect: FileEffect) -> None:
+        file = effect.file
+        try:
+            match effect:
+                case OpenFile():
+                    self._tell(store.open_file(file))
+                case WriteChunk(index=index, data=data):
+                    store.write_chunk(file, index, data)
+                case SealFile():
+                    self._rot(file)
+                    self._tell(store.seal_file(file))
+                case WritePatch(patch=patch):
+                    self._tell(store.write_patch(file, self._worn(patch)))
+                case DropPatch():
+                    store.drop_patch(file)
+                    self._world.auditor.on_patch_dropped(self.name, file.digest)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            self._later(FileFailed(file.digest, NO_ROOM))
+
+    def _tell(self, state: FileState) -> None:
+        self._world.auditor.on_file_state(self.name, state)
+        self._later(state)
+
+    def _rot(self, file: File) -> None:
+        """A chunk may have changed since it was written."""
+        part = f"{flash.file_name(file.digest)}.part"
+        if self.card.size_bytes(part) and self._world.chance(self._world.weather.rot_rate, "rot"):
+            self.card.rot(part, self._world.draw(file.size_bytes))
+
+    def _worn(self, patch: Patch) -> Patch:
+        """The patch, or what becomes of it on the way to the card."""
+        if not self._world.chance(self._world.weather.patch_rot_rate, "patch_rot"):
+            return patch
+        at = self._world.draw(len(patch.payload))
+        payload = patch.payload[:at] + bytes([patch.payload[at] ^ 1]) + patch.payload[at + 1 :]
+        return msgspec.structs.replace(patch, payload=payload)
 
     def _later(self, event: Event) -> None:
         self._world.at(FLASH_MS, self.answer, self.life, event)

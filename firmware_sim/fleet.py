@@ -28,7 +28,7 @@ from broker.versions import frame_under
 from engine.frame import frame_of
 from engine.master import Numbers
 from firmware_sim import processes
-from firmware_sim.chaos import Blow, Chaos, Crew, plan
+from firmware_sim.chaos import Blow, Chaos, Crew, Trouble, plan
 from firmware_sim.lineage import Lineage, Verdict, judge
 from firmware_sim.processes import Program
 from firmware_sim.screen import Row
@@ -37,7 +37,7 @@ from firmware_sim.tap import Heard, Tap
 from firmware_sim.watch import Watch, follow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from broker.mqtt_server import Server
     from broker.rows import StoredUpdate, VersionRow
@@ -55,6 +55,16 @@ EXTRA_ROUNDS_MAX: Final = 2  # opened to fold in updates that came after the las
 
 class FleetError(RuntimeError):
     """The fleet did not get on; the sentence says who and ends with the end of that program's log."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where a fleet runs and what befalls it, if not everything on one address with the demo's three kills."""
+
+    device_url: str = ""  # where devices find the MQTT server; empty: where it is
+    before: Callable[[str], Sequence[str]] = lambda _device_id: ()  # what stands before the command of a device's agent
+    trouble: Callable[[Crew], Trouble] | None = None
+    calm_s: float = DRAIN_TIMEOUT_S  # how long the outboxes may take to empty when all trouble is over
 
 
 @dataclass
@@ -77,17 +87,22 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
     cpu_s: float = 0.0
     wall_s: float = 0.0
+    trainer_cpu_s: list[float] = field(default_factory=list)  # of every training child
 
 
 def run(wish: Wish, directory: Path, screen: Screen) -> Outcome:
     """Make the fleet in `directory` (empty) and run its rounds. Raises FleetError, MqttServerError, ModelError."""
     screen.status("starting an MQTT server")
-    server = mqtt_server.start(directory / "mqtt")
+    return run_in(Scene(), mqtt_server.start(directory / "mqtt"), wish, directory, screen)
+
+
+def run_in(scene: Scene, server: Server, wish: Wish, directory: Path, screen: Screen) -> Outcome:
+    """The same in a scene of the caller's, with an MQTT server that listens already and is stopped at the end."""
     try:
-        site = prepare(wish, directory, server.url)
+        site = prepare(wish, directory, server.url, scene.device_url)
         cpu_before, wall_before = _cpu_s(), time.monotonic()
         with _interruptible():
-            outcome = _Run(wish, site, server, screen).whole()
+            outcome = _Run(scene, wish, site, server, screen).whole()
     finally:
         with _uninterrupted():
             server.stop()
@@ -99,15 +114,18 @@ def run(wish: Wish, directory: Path, screen: Screen) -> Outcome:
 class _Run:
     """One run of one fleet, from its start to its end."""
 
-    def __init__(self, wish: Wish, site: Site, server: Server, screen: Screen) -> None:
+    def __init__(self, scene: Scene, wish: Wish, site: Site, server: Server, screen: Screen) -> None:
+        self._scene = scene
         self._wish = wish
         self._site = site
         self._screen = screen
         agents = {device_id: self._agent(device_id) for device_id in site.devices}
-        coordinator = self._program("coordinator", "broker", "serve", "--config", str(site.broker_config))
+        serve = [*command_of("broker"), "serve", "--config", str(site.broker_config)]
+        coordinator = Program("coordinator", serve, site.log("coordinator"))
         self._tap = Tap(server.url, wish.fleet, site.devices, site.coordinator, Random(wish.seed))
         self._crew = Crew(server, coordinator, agents, self._tap.reconnect)
-        self._chaos = Chaos(plan(wish.rounds) if wish.chaos else [], self._crew, wish.seed)
+        kills = Chaos(plan(wish.rounds) if wish.chaos else [], self._crew, wish.seed)
+        self._chaos: Trouble = scene.trouble(self._crew) if scene.trouble is not None else kills
         self._watch: Watch = follow(coordinator.log, {name: program.log for name, program in agents.items()})
         first = Numbers(params_bytes_of(site.first.manifest, site.first.blobs.__getitem__), site.first.remainder)
         base = model_of(site.first.manifest, site.first.blobs.__getitem__)
@@ -138,10 +156,8 @@ class _Run:
     # Start and stop
 
     def _agent(self, device_id: str) -> Program:
-        return self._program(device_id, "edge-agent", "run", "--config", str(self._site.agent_config(device_id)))
-
-    def _program(self, name: str, script: str, *arguments: str) -> Program:
-        return Program(name, [*command_of(script), *arguments], self._site.log(name))
+        command = [*command_of("edge-agent"), "run", "--config", str(self._site.agent_config(device_id))]
+        return Program(device_id, [*self._scene.before(device_id), *command], self._site.log(device_id))
 
     def _start(self) -> None:
         self._screen.status("starting the coordinator and the agents")
@@ -187,12 +203,14 @@ class _Run:
             self._show(store)
             if len(self._rows) >= self._requested and self._chaos.is_settled:
                 return
+            if len(self._rows) >= self._requested and self._chaos.goes_on:
+                self._request(1)
             self._check_alive()
             time.sleep(POLL_S)
 
     def _drain(self, store: Store) -> None:
         """Let every outbox empty, and every stored update be counted: by one more round if need be."""
-        until = time.monotonic() + DRAIN_TIMEOUT_S
+        until = time.monotonic() + self._scene.calm_s
         extra = 0
         while True:
             self._look()
@@ -247,7 +265,7 @@ class _Run:
     def _check_alive(self) -> None:
         """Nobody may end unasked, and somebody must say something now and then."""
         for program in (self._crew.coordinator, *self._crew.agents.values()):
-            if not program.is_running and program.name != self._chaos.down:
+            if not program.is_running and program.name not in self._chaos.down:
                 raise FleetError(f"{program.name} ended by itself:\n{program.tail()}")
         if time.monotonic() > self._heard_of_s + SILENCE_S:
             raise FleetError(f"nothing happened for {SILENCE_S:.0f} s:\n{self._crew.coordinator.tail()}")
@@ -280,6 +298,7 @@ class _Run:
             idle_rss_bytes=rss,
             trainer_peak_bytes=[peak * 1024 for peak in watch.trainer_peaks_kb],
             trainer_failures=watch.failures,
+            trainer_cpu_s=watch.trainer_cpu_s,
             server_name=self._crew.server.name,
             server_version=self._crew.server.version,
             notes=self._notes,

@@ -33,6 +33,10 @@ class Follower:
 
     def new(self) -> list[dict[str, str]]:
         """Give the pairs of each whole line added since the last call; nothing while the file is not there."""
+        return [pairs for line in self.new_lines() if (pairs := parse(line))]
+
+    def new_lines(self) -> list[str]:
+        """The same as text, for who looks at few of very many lines."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self._offset)
@@ -41,4 +45,4 @@ class Follower:
             return []
         whole = added[: added.rfind(b"\n") + 1]
         self._offset += len(whole)
-        return [pairs for line in whole.decode("utf-8", "replace").splitlines() if (pairs := parse(line))]
+        return whole.decode("utf-8", "replace").splitlines()

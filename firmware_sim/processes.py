@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 STOP_TIMEOUT_S: Final = 5.0
 
@@ -110,6 +110,30 @@ def rss_bytes(pid: int) -> int:
     return int(found[1]) * 1024 if found else 0
 
 
+def cpu_s(pid: int) -> float:
+    """User and system seconds of a process so far (utime and stime, proc(5)); 0 when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def listener_pid(port: int) -> int:
+    """The process of this machine that listens on a TCP port, if we may know it; else 0."""
+    rows = [
+        line.split()
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/net/{table}").read_text("ascii", "replace").splitlines()[1:]
+    ]
+    sockets = {f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and row[1].endswith(f":{port:04X}")}
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # it has ended, or is none of ours
+            if str(descriptor.readlink()) in sockets:
+                return int(descriptor.parts[2])
+    return 0
+
+
 def has_children(pid: int) -> bool:
     """Whether the process has a child now: an agent has one exactly while it trains."""
     try:
@@ -117,3 +141,28 @@ def has_children(pid: int) -> bool:
         return any((task / "children").read_text("ascii").strip() for task in tasks)
     except OSError:
         return False
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does."""
+
+    def stop(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """A second Ctrl-C or SIGTERM does not keep us from stopping what we started."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)

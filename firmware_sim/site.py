@@ -85,8 +85,11 @@ class Site:
         return self.directory / "logs" / f"{name}.log"
 
 
-def prepare(wish: Wish, directory: Path, url: str) -> Site:
-    """Make all files of the fleet under `directory`, which exists; `url` is the MQTT server's. Raises ModelError."""
+def prepare(wish: Wish, directory: Path, url: str, device_url: str = "") -> Site:
+    """Make all files of the fleet under `directory`, which exists; `url` is the MQTT server's. Raises ModelError.
+
+    `device_url`: where the devices find it, if that is somewhere else.
+    """
     for name in ("broker", "logs"):
         (directory / name).mkdir()
     seed = keys.generate()
@@ -96,8 +99,8 @@ def prepare(wish: Wish, directory: Path, url: str) -> Site:
     np.savez(directory / "broker" / "held-out.npz", x=held, y=labels)
     _write_toml(directory / "broker" / "broker.toml", _broker_tables(wish, url))
     devices = {
-        device_id: _make_device(wish.fleet, directory / device_id, examples, coordinator=coordinator, url=url)
-        for device_id, examples in wish.shares.devices.items()
+        name: _make_device(wish.fleet, directory / name, examples, coordinator=coordinator, url=device_url or url)
+        for name, examples in wish.shares.devices.items()
     }
     first = registry.first_version(wish.model, wish.model_name, wish.train, wish.seed)
     _fill_store(first, directory / "broker" / "broker.db", devices)

@@ -10,6 +10,7 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from engine.codec.payload import count_of
+from firmware_sim import power
 
 if TYPE_CHECKING:
     from firmware_sim.central import Central
@@ -51,6 +52,7 @@ def numbers(wish: Wish, outcome: Outcome, central: Central) -> dict[str, Any]:
         "updates_proved_from_store": verdict.from_store,
         "agent_idle_rss_mb": round(statistics.median(outcome.idle_rss_bytes) / 1e6, 1),
         "trainer_peak_rss_mb": round(max(outcome.trainer_peak_bytes, default=0) / 1e6, 1),
+        "energy": _energy(outcome, 100.0 * (final - central.accuracy_start)),
         "cpu_s": round(outcome.cpu_s, 1),
         "wall_s": round(outcome.wall_s, 1),
         "mqtt_server": {"name": outcome.server_name, "version": outcome.server_version},
@@ -109,6 +111,7 @@ def rows(found: dict[str, Any]) -> tuple[tuple[str, str], ...]:
                 f"{found['trainer_peak_rss_mb']:.0f} MB the largest training child"
             ),
         ),
+        *_energy_rows(found["energy"]),
         ("time", f"{found['wall_s']:.0f} s, {found['cpu_s']:.0f} s of processor in all processes"),
         ("MQTT server", f"{server['name']} {server['version']}"),
     )
@@ -168,6 +171,44 @@ def _killed(blow: Blow) -> dict[str, Any]:
         "down_s": round(blow.started_s - blow.killed_s, 2),
         "back_after_s": round(blow.back_s - blow.killed_s, 2),
     }
+
+
+def _energy(outcome: Outcome, points: float) -> dict[str, Any]:
+    """What the training children and the radio would have taken on each board, above idle, and idle beside it.
+
+    The agents' own processor time is not in it; a message that all devices read is counted once, as the tap heard it.
+    """
+    heard = outcome.heard
+    core_s, rounds = sum(outcome.trainer_cpu_s), outcome.verdict.finished
+    spent = power.Spent(core_s, heard.bytes_of("up"), heard.bytes_of("dn"), rounds, points)
+    costs = [(board, power.cost(board, spent)) for board in power.BOARDS]
+    return {
+        "trainer_cpu_s": round(core_s, 2),
+        "device_rounds": rounds,
+        "points": round(points, 2),
+        "boards": [
+            {
+                "board": board.name,
+                "idle_w": board.idle_w,
+                "core_s_device_round": round(one.core_s_device_round, 2),
+                "wh_device_round": round(one.wh_device_round, 6),
+                "wh_fleet": round(one.wh_fleet, 5),
+                "wh_per_point": round(one.wh_per_point, 6),
+            }
+            for board, one in costs
+        ],
+    }
+
+
+def _energy_rows(energy: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    boards = energy["boards"]
+    each = ", ".join(f"{1000 * row['wh_device_round']:.1f} on a {row['board']}" for row in boards)
+    fleet, point = (" / ".join(f"{1000 * row[key]:.1f}" for row in boards) for key in ("wh_fleet", "wh_per_point"))
+    floor = f"being on takes {boards[0]['idle_w']} to {boards[-1]['idle_w']} W"
+    return (
+        ("energy", f"estimated mWh that learning adds, a device and round: {each}; {floor}"),
+        ("energy, all", f"{fleet} mWh on the same boards, {point} a point of accuracy"),
+    )
 
 
 def _bits_per_nonzero(outcome: Outcome) -> float:

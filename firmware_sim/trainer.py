@@ -8,19 +8,25 @@ is on flash before it answers.
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING, Final
 
+from edge_agent import flash
+from edge_agent.disk import FULL
 from edge_agent.effects import PatchFailed, Trained, TrainingFailed
-from firmware_sim import witness
+from firmware_sim import attacks
+from firmware_sim.ills import Stopped
+from firmware_sim.lesson import Pupil
 from wire.messages import MODEL_FILE, PARAMS_FILE, digest_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from edge_agent.effects import Event, Job
     from firmware_sim.device import Device
     from firmware_sim.world import World
-    from wire.messages import Patch
+    from wire.messages import File
 
-EXAMPLES: Final = 96  # more than the plan lets a device weigh
 PATCH_MS_MAX: Final = 1_000
 LATE_MS_MAX: Final = 5_000  # the result that crossed with the order to stop
 NASTY: Final = "no such file:\n\tTraceback (most recent call last)\x1b[31m" + "~" * 200
@@ -32,90 +38,145 @@ class Trainer:
     def __init__(self, world: World, device: Device) -> None:
         self._world = world
         self._device = device
+        self._attack = world.dishonest.get(device.name, "")
+        self._chance = random.Random(f"{self._attack}/child of {device.name}/{world.seed}")  # of an attack
         self._child = 0  # counts children; 0 after a kill is never reused
         self._job: Job | None = None
         self._late = False
+        self._began_ms = 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Is there a child that trains?"""
+        return self._job is not None
 
     def start(self, job: Job) -> None:
         """Start a child."""
-        world, weather = self._world, self._world.weather
+        world, weather, card = self._world, self._world.weather, self._device.card
         world.auditor.on_training(self._device.name, job, busy=self._job is not None)
         self._child += 1
         self._job, self._late = job, False
         world.note(self._device.name, f"trains round {job.round_id} on version {job.base_version}")
-        self._device.flash.note(job)
-        patch = next((self._device.flash.patch(f.digest) for f in job.files if f.name == PARAMS_FILE), None)
+        self._note(job)
+        file = next(file for file in job.files if file.name == PARAMS_FILE)
         patch_ms = 0
-        if patch is not None:
+        if flash.has_patch(card, file) and not flash.is_whole(card, file.digest):
             patch_ms = 1 + world.random.randrange(PATCH_MS_MAX)
-            world.at(patch_ms, self._apply, self._child, patch)
-        takes_ms = patch_ms + 1 + world.random.randrange(weather.train_ms_max)
+            world.at(patch_ms, self._patch, self._child, file)
+        takes_ms = patch_ms + 1 + int(world.draw(weather.train_ms_max) * self._device.host.slowdown)
+        self._began_ms = world.now_ms
+        if self._attack == "slow loris":
+            return  # it takes part in nothing, and waits to be stopped
         if world.chance(weather.train_hangs_rate, "train_hangs"):
             self._late = world.chance(weather.late_result_rate, "late_result")
         elif world.chance(weather.train_memory_rate, "train_memory"):
-            world.at(takes_ms, self._finish, self._child, TrainingFailed(job.round_id, "killed for memory"))
+            world.at(takes_ms, self._end, self._child, TrainingFailed(job.round_id, "killed for memory"))
         elif world.chance(weather.train_fails_rate, "train_fails"):
-            world.at(takes_ms, self._finish, self._child, TrainingFailed(job.round_id, NASTY))
+            world.at(takes_ms, self._end, self._child, TrainingFailed(job.round_id, NASTY))
         else:
-            world.at(takes_ms, self._finish, self._child, None)
+            world.at(takes_ms, self._finish, self._child)
 
     def stop(self) -> None:
         """Kill the child on the agent's word. What it had already sent cannot be taken back."""
         job = self._job
         if job is not None and self._late:
+            event = self._in_child(job, self._train)
+            if event is None:
+                return
             delay_ms = 1 + self._world.random.randrange(LATE_MS_MAX)
-            self._world.at(delay_ms, self._device.answer, self._device.life, self._result(job))
+            self._world.at(delay_ms, self._device.answer, self._device.life, event)
         self.kill()
 
     def kill(self) -> None:
         """The child dies with its agent."""
+        if self._job is not None:
+            self._device.host.trained_ms += self._world.now_ms - self._began_ms
         self._job = None
         self._child += 1
 
-    def _apply(self, child: int, patch: Patch) -> None:
-        """Make the parameters of their patch, or answer that it cannot be done."""
-        job, world, flash = self._job, self._world, self._device.flash
-        if child != self._child or job is None:
-            return
-        file = next(file for file in job.files if file.name == PARAMS_FILE)
-        if world.chance(world.weather.base_lost_rate, "base_lost"):
-            flash.lose(patch.base_digest)
-        base = flash.sealed(patch.base_digest)
-        if base is None:
-            model = flash.sealed(next(file.digest for file in job.files if file.name == MODEL_FILE))
-            base = witness.own(model or b"")
-            world.auditor.own_count += digest_of(base) == patch.base_digest
-        made = witness.apply_patch(base, patch.payload)
-        if made is None or digest_of(made) != file.digest:
-            self._job = None
-            world.auditor.on_patch_failed(self._device.name, self._device.life, file.digest)
-            self._device.handle(PatchFailed(job.round_id, NASTY))
-            return
-        world.note(self._device.name, f"makes version {job.base_version} of a patch from {patch.base_version}")
-        world.auditor.patched_count += 1
-        flash.complete(file, made)
+    # In the child
 
-    def _finish(self, child: int, event: Event | None) -> None:
+    def _patch(self, child: int, file: File) -> None:
+        """Make the parameters of their patch, or answer that it cannot be done."""
+        if child != self._child or self._job is None:
+            return
+        event = self._in_child(self._job, lambda job: self._make_params(job, file))
+        if event is not None:
+            self._end(child, event)
+
+    def _finish(self, child: int) -> None:
+        if child == self._child and self._job is not None:
+            event = self._in_child(self._job, self._train)
+            if event is not None:
+                self._end(child, event)
+
+    def _in_child(self, job: Job, work: Callable[[Job], Event | None]) -> Event | None:
+        """What `work` answers. A card that fails, or an end of the process, is the child's alone."""
+        try:
+            return work(job)
+        except OSError as error:
+            return TrainingFailed(job.round_id, f"cannot read or write: {error.strerror}")
+        except Stopped as stopped:
+            if stopped.fate.startswith("cut"):
+                self._device.end(stopped.fate)
+                return None
+            self._device.ills.start()
+            return TrainingFailed(job.round_id, "killed by signal 9")
+
+    def _make_params(self, job: Job, file: File) -> Event | None:
+        world, card, name = self._world, self._device.card, self._device.name
+        patch = flash.read_patch(card, file.digest)
+        assert patch is not None, "the patch was there when the child started, and nobody else writes"
+        if world.chance(world.weather.base_lost_rate, "base_lost"):
+            card.lose(flash.file_name(patch.base_digest))
+            world.auditor.on_lost(name, patch.base_digest)
+        base = flash.read_whole(card, patch.base_digest)
+        if base is None:
+            base = world.lesson.own(flash.read_model_file(card, job.files, MODEL_FILE) or b"")
+            world.auditor.own_count += digest_of(base) == patch.base_digest
+        made = world.lesson.apply_patch(base, patch.payload)
+        if made is None or digest_of(made) != file.digest:
+            world.auditor.on_patch_failed(name, self._device.life, file.digest)
+            return PatchFailed(job.round_id, NASTY)
+        world.note(name, f"makes version {job.base_version} of a patch from {patch.base_version}")
+        world.auditor.patched_count += 1
+        flash.complete_file(card, file, made)
+        return None
+
+    def _train(self, job: Job) -> Event:
+        """What a child that came to its end answers. What stays owed is on flash before."""
+        world, card = self._world, self._device.card
+        read = {file.name: flash.read_whole(card, file.digest) for file in job.files}
+        contents = {name: content for name, content in read.items() if content is not None}
+        if len(contents) < len(job.files):
+            return TrainingFailed(job.round_id, "a model file is not on flash")
+        kept = card.read(flash.residual_name(job.residual_round_id)) if job.residual_round_id else None
+        pupil = Pupil(self._device.name, self._device.index, self._attack, world.honest_places, world.random)
+        learnt = world.lesson.learn(pupil, job, contents, kept)
+        payload = learnt.payload
+        if self._device.name in world.faulty or world.chance(world.weather.bad_payload_rate, "bad_payload"):
+            payload = b"\x00\n" + payload[5:]
+        flash.replace_file(card, flash.residual_name(job.round_id), learnt.residual)
+        done = Trained(job.round_id, payload, *learnt[2:])
+        return attacks.answer(self._attack, done, self._chance)
+
+    # In the agent
+
+    def _end(self, child: int, event: Event) -> None:
+        """The child is gone, and the agent is told what it left."""
         job = self._job
         if child != self._child or job is None:
             return
-        event = self._result(job) if event is None else event
         self._job = None
-        self._device.flash.note(job)
-        self._device.handle(event)
+        if isinstance(event, PatchFailed) or self._device.attempt(lambda: self._note(job)):
+            self._device.handle(event)
 
-    def _result(self, job: Job) -> Event:
-        """What a child that came to its end answers."""
-        world, flash = self._world, self._device.flash
-        contents = [flash.sealed(file.digest) for file in job.files]
-        if any(content is None for content in contents):
-            return TrainingFailed(job.round_id, "a model file is not on flash")
-        residual = 0
-        if job.residual_round_id:
-            residual = flash.residuals.get(job.residual_round_id, witness.NO_RESIDUAL)
-        nonce = flash.residuals[job.round_id] = 1 + world.random.getrandbits(63)
-        mark = witness.model_mark(content for content in contents if content is not None)
-        payload = witness.encode(witness.Witness(self._device.index, job.round_id, residual, nonce, mark))
-        if self._device.name in world.faulty or world.chance(world.weather.bad_payload_rate, "bad_payload"):
-            payload = b"\x00\n" + payload[5:]
-        return Trained(job.round_id, payload, num_examples=EXAMPLES, held_out_correct=3, held_out_count=4)
+    def _note(self, job: Job) -> None:
+        """Note the version for who predicts, if it is whole."""
+        store = self._device.flash
+        assert store is not None, "a child dies with its agent"
+        try:
+            store.note_model(flash.Model(job.base_version, job.plan.train, job.files))
+        except OSError as error:
+            if error.errno not in FULL:
+                raise

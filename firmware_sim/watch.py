@@ -28,6 +28,7 @@ class Watch:
     finished: dict[bytes, Finished] = field(default_factory=dict)  # outbox digests
     receipts: dict[bytes, str] = field(default_factory=dict)  # digest → the last verdict that the device read
     trainer_peaks_kb: list[int] = field(default_factory=list)
+    trainer_cpu_s: list[float] = field(default_factory=list)  # as the kernel told the agent that waited for the child
     failures: list[str] = field(default_factory=list)  # trainers that ended without a result
     just_finished: list[str] = field(default_factory=list)  # devices whose outbox line came with the last `look`
 
@@ -75,6 +76,7 @@ class Watch:
                 self.receipts[bytes.fromhex(pairs["digest"])] = pairs["verdict"]
             case "trainer":
                 self.trainer_peaks_kb.append(int(float(pairs.get("peak_rss_kb", 0))))
+                self.trainer_cpu_s.append(float(pairs.get("cpu_s", 0)))
                 if pairs.get("ok", "") not in {"1", "true", "True", "yes"}:
                     self.failures.append(f"{device_id}, round {pairs.get('round')}: {pairs.get('reason', '')}")
 

@@ -49,7 +49,7 @@ class Fetcher:
         if world.chance(world.weather.http_fails_rate, "http_fails"):
             self._device.answer(life, FetchFailed(file.digest, NASTY))
             return
-        chunk = chunks.chunk_at(world.database.file(file.digest), file, indexes[0])
+        chunk = chunks.chunk_at(world.database.blob(file.digest), file, indexes[0])
         world.auditor.fetched_count += 1
         if indexes[1:]:
             self._plan(wanted, indexes[1:], life)

@@ -59,7 +59,11 @@ class EnvelopeError(ValueError):
 
 def seal(message: Message, topic: str, sign: Sign) -> bytes:
     """Encode and sign `message` for `topic`. Raises MessageError when it breaks a bound of the contract."""
-    payload = messages.encode(message)
+    return seal_encoded(messages.encode(message), topic, sign)
+
+
+def seal_encoded(payload: bytes, topic: str, sign: Sign) -> bytes:
+    """Sign for `topic` what is encoded already."""
     wrapped = _byte_string_head(len(payload)) + payload
     signature = sign(_to_be_signed(topic, wrapped))
     assert len(signature) == SIGNATURE_BYTES, f"a signature has {SIGNATURE_BYTES} bytes, not {len(signature)}"

@@ -1,105 +1,88 @@
 """The link: one program's connection to the MQTT server, kept up for ever. The only file that knows paho.
 
-A link has one thread. It connects, subscribes, moves bytes, and reconnects after a jittered pause; what happens it
-posts to its owner as events. It decides nothing and remembers nothing: what must arrive is sent again by the state
-machines when a receipt fails to come.
-
-                     refused, no answer, lost
-           +------------------------------------------+
-           v                                          |
-        waiting --pause over--> connecting --SUBACK--> up
-        LinkDown                                       LinkUp, Arrived ...
+A link is one line (wire.line) in a thread of its own. It connects, subscribes, moves bytes, and reconnects after a
+jittered pause; what happens it posts to its owner as events.
 
 Four habits keep paho's faults away, each with its regression test in tests/real/test_link.py:
 
 - a new paho client for each connection, so it has nothing to queue while offline and nothing to resend in a burst;
 - at most `in_flight_max` publishes handed to it and not acknowledged yet; the others wait in our own bounded queue;
-- `selectors` in place of its loop_start, whose select() ends at file descriptor 1023;
+- `selectors` in place of its loop_start, whose select() ends at file descriptor 1023, and a socket that we have opened
+  (wire.dial), since its own connect() waits;
 - its callbacks only append to a list; all else happens outside of them, where paho holds no lock.
 """
 
 from __future__ import annotations
 
-import collections
-import contextlib
+import math
 import selectors
 import socket
+import ssl
 import threading
-import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from wire import limits
+from wire.dial import Dial
+from wire.line import Line
+from wire.lines import Lines
+from wire.link_terms import (
+    FILTERS_MAX,
+    QUEUE_BYTES_MAX,
+    QUEUE_COUNT_MAX,
+    STOPPED,
+    Arrived,
+    Ended,
+    LinkDown,
+    LinkEvent,
+    LinkUp,
+    Settings,
+    pause_ms,
+    server_of,
+)
 from wire.meter import Meter
-from wire.server_url import Server, parse_url, tls_context
-from wire.waiting import Outgoing, Waiting
+from wire.server_url import Server, parse_url
+from wire.waiting import Waiting
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-__all__ = ["Arrived", "Link", "LinkDown", "LinkEvent", "LinkUp", "Server", "parse_url", "pause_ms"]
+__all__ = [
+    "Arrived",
+    "Line",
+    "Link",
+    "LinkDown",
+    "LinkEvent",
+    "LinkUp",
+    "Server",
+    "new_line",
+    "parse_url",
+    "pause_ms",
+]
 
-FILTERS_MAX: Final = 8  # what AWS IoT takes in one SUBSCRIBE
-QUEUE_COUNT_MAX: Final = 1024
-QUEUE_BYTES_MAX: Final = 8 * 1024 * 1024
 CONNECT_TIMEOUT_S: Final = 5.0  # for TCP, and again for TLS
-ANSWER_TIMEOUT_S: Final = 10.0  # from CONNECT to SUBACK
+ANSWER_TIMEOUT_S: Final = 10.0  # from CONNECT to CONNACK, and again to SUBACK
 ACK_TIMEOUT_S: Final = 60.0  # a server that acknowledges nothing for so long is as good as gone
-LASTED_S: Final = 20.0  # a connection that lived so long makes the next pause short again
-REFUSED_PAUSE_MS_MIN: Final = 60_000  # wrong credentials do not mend themselves in a second
 FLUSH_S: Final = 2.0
+UNREAD_S: Final = 20.0  # in a crowd a line may wait so long for its turn to read, which is well within the keepalive
 _TICK_S: Final = 5.0
 _READS_MAX: Final = 64  # messages read before anything is written again
 _FAILURE: Final = 0x80  # unspecified; all reason codes from here on are failures (MQTT 5; paho translates 3.1.1's)
 _REFUSED: Final = frozenset({0x84, 0x85, 0x86, 0x87})  # protocol version, client id, password, not authorised
 
 
-@dataclass(frozen=True, slots=True)
-class LinkUp:
-    """Connected, and every filter is subscribed: the answer to anything published from now on cannot be missed."""
-
-
-@dataclass(frozen=True, slots=True)
-class LinkDown:
-    """No connection, for this reason. Posted when a connection ends or the reason changes, not for each attempt."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """A message, always after the LinkUp of its connection. `retain`: kept from before our subscription."""
-
-    topic: str
-    payload: bytes
-    retain: bool
-
-
-LinkEvent: TypeAlias = LinkUp | LinkDown | Arrived
-
-
-def pause_ms(jitter: random.Random, failures: int, *, refused: bool) -> int:
-    """Full jitter: anything from 0 to a ceiling that doubles with each failure. Refusals wait a minute or more."""
-    if refused:
-        return jitter.randint(REFUSED_PAUSE_MS_MIN, limits.RECONNECT_MS_MAX)
-    return jitter.randint(0, min(limits.RECONNECT_MS_MAX, limits.RECONNECT_MS_MIN << min(failures, 20)))
-
-
 class Link:
     """One connection to one MQTT server, for ever: see the module.
 
-    `url`: as `parse_url` takes it. `filters`: 1 to 8, all at QoS 1. `will`: called in the link's thread before each
-    attempt to connect, for the (topic, payload) that the server publishes should it end without our goodbye;
-    `will_retain`: and then keeps for those who subscribe later. `meter` counts what is carried.
-    `post`: takes the events, in the link's thread; give it a queue's `put`. `jitter` spreads the pauses.
+    `url`: as `parse_url` takes it. `post`: takes the events, in the link's thread; give it a queue's `put`. `jitter`
+    spreads the pauses. `meter` counts what is carried. The others: as in Settings; `will` too is called in that thread.
 
-    What waits is bounded by `queue_count_max` messages and `queue_bytes_max` bytes of payload; beyond either the
-    newest is dropped and counted. None of it survives a disconnection.
+    What exceeds the bounds of the queue is dropped, the newest, and counted. None of it survives a disconnection.
 
     Raises ValueError, one line, for settings that cannot work.
     """
@@ -124,25 +107,18 @@ class Link:
         queue_bytes_max: int = QUEUE_BYTES_MAX,
         meter: Meter | None = None,
     ) -> None:
-        server = parse_url(url)
-        if not 1 <= len(filters) <= FILTERS_MAX:
-            raise ValueError(f"a link subscribes to 1 to {FILTERS_MAX} filters, not {len(filters)}")
-        files = (ca_file, cert_file, key_file)
-        if any(files) and not server.tls:
-            raise ValueError(f"{url} is without TLS, but certificates are given: write mqtts://, or leave them out")
-        if server.tls:
-            tls_context(*files)  # now, so that a missing file is the caller's error and no reason to retry
-        self._settings = _Settings(
-            server, client_id, tuple(filters), will, will_retain, post, username, password, files, in_flight_max
-        )
-        self._jitter = jitter
-        self._waiting = Waiting(queue_count_max, queue_bytes_max)
+        server, tls = server_of(url, ca_file, cert_file, key_file)
+        login = (username, password)
+        bounds = (in_flight_max, queue_count_max, queue_bytes_max)
+        settings = Settings(server, client_id, tuple(filters), will, will_retain, *login, tls, *bounds)
         self._meter = meter or Meter()
-        self._stop = threading.Event()
+        self._lines = Lines()
+        self._line = new_line(settings, post=post, jitter=jitter, meter=self._meter, hurry=self._lines.hurry)
         self._thread = threading.Thread(target=self._run, name=f"link {client_id}", daemon=True)
 
     def start(self) -> None:
         """Start the thread: it connects, and reconnects until `stop`."""
+        self._lines.hurry(self._line)
         self._thread.start()
 
     def is_alive(self) -> bool:
@@ -155,21 +131,17 @@ class Link:
         Raises ValueError for a payload above PAYLOAD_BYTES_MAX: some server on the way would answer it by cutting
         the connection, after each resend again.
         """
-        if len(payload) > limits.PAYLOAD_BYTES_MAX:
-            raise ValueError(f"{len(payload)} bytes for {topic}: {limits.PAYLOAD_BYTES_MAX} fit into one message")
-        self._waiting.put(Outgoing(topic, payload, retain))
+        self._line.publish(topic, payload, retain)
 
     def stop(self) -> None:
         """Send what waits (for at most FLUSH_S), say goodbye so that no will is published, and end the thread.
 
         Takes no lock of the link; may be called twice, and without `start`.
         """
-        self._stop.set()
+        self._line.stop()
         if self._thread.ident is None:
-            self._waiting.release()
-            return
-        self._waiting.wake()
-        if self._thread is not threading.current_thread():
+            self._lines.close()
+        elif self._thread is not threading.current_thread():
             self._thread.join(2 * CONNECT_TIMEOUT_S + FLUSH_S)
 
     @property
@@ -185,7 +157,7 @@ class Link:
     @property
     def dropped(self) -> int:
         """Publishes never handed to a connection: there was none, or no room."""
-        return self._waiting.dropped
+        return self._line.dropped
 
     @property
     def reconnects(self) -> int:
@@ -193,91 +165,110 @@ class Link:
         return max(0, self._meter.connections - 1)
 
     def _run(self) -> None:
-        failures = 0
-        last_reason = ""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._waiting.wake_socket, selectors.EVENT_READ)
-            while not self._stop.is_set():
-                connection = _Connection(self._settings, self._waiting, self._meter, self._stop)
-                ended, up_s = connection.live(selector)
-                self._waiting.close()
-                if self._stop.is_set():
-                    break
-                if up_s > 0.0 or ended.reason != last_reason:
-                    self._settings.post(LinkDown(ended.reason))
-                last_reason = ended.reason
-                failures = 0 if up_s >= LASTED_S else failures + 1
-                self._rest(selector, pause_ms(self._jitter, failures, refused=ended.refused) / 1000)
-        self._waiting.release()
-
-    def _rest(self, selector: selectors.BaseSelector, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while not self._stop.is_set() and (left := until - time.monotonic()) > 0:
-            selector.select(left)
-            self._waiting.drain_wake()
+        while not self._line.is_over:
+            self._lines.turn()
+        self._lines.close()
 
 
-class _Settings(NamedTuple):
-    server: Server
-    client_id: str
-    filters: tuple[str, ...]
-    will: Callable[[], tuple[str, bytes]] | None
-    will_retain: bool
-    post: Callable[[LinkEvent], None]
-    username: str | None
-    password: str | None
-    files: tuple[Path | None, Path | None, Path | None]
-    in_flight_max: int
+def new_line(
+    settings: Settings,
+    *,
+    post: Callable[[LinkEvent], None],
+    jitter: random.Random,
+    hurry: Callable[[Line], None],
+    meter: Meter,
+) -> Line:
+    """Make a line for the loop whose `hurry` this is. `post` and `will` are called within its steps.
 
-    @property
-    def where(self) -> str:
-        return f"{self.server.host}:{self.server.port}"
-
-
-class _Ended(NamedTuple):
-    """Why a connection ended. `refused`: something that only an operator can mend."""
-
-    reason: str
-    refused: bool = False
+    Raises ValueError, one line.
+    """
+    if not 1 <= len(settings.filters) <= FILTERS_MAX:
+        raise ValueError(f"a link subscribes to 1 to {FILTERS_MAX} filters, not {len(settings.filters)}")
+    waiting = Waiting(settings.queue_count_max, settings.queue_bytes_max)
+    return Line(waiting, partial(Connection, settings, meter, post), post=post, jitter=jitter, hurry=hurry)
 
 
-class _Connection:
-    """One paho client, from its CONNECT to its end."""
+class Connection:
+    """One paho client, from the call of its server to its end."""
 
-    def __init__(self, settings: _Settings, waiting: Waiting, meter: Meter, stop: threading.Event) -> None:
+    def __init__(self, settings: Settings, meter: Meter, post: Callable[[LinkEvent], None], waiting: Waiting) -> None:
+        self.up_since_s: float | None = None
         self._settings = settings
         self._waiting = waiting
         self._meter = meter
-        self._stop = stop
-        self._inbox: collections.deque[tuple[str, Any]] = collections.deque()  # what paho's callbacks appended
+        self._post = post
+        self._dial: Dial | None = None
+        self._client: Client | None = None
+        self._sock: socket.socket | None = None
+        self._inbox: list[tuple[str, Any]] = []  # what paho's callbacks appended
         self._in_flight: dict[int, tuple[float, str]] = {}  # packet id → when handed to paho, its kind; oldest first
         self._early: list[Arrived] = []  # what came before SUBACK
-        self._up_since: float | None = None
-        self._ended: _Ended | None = None
+        self._ended: Ended | None = None
+        self._answer_until_s = math.inf
+        self._flush_until_s = 0.0
+        self._tick_s = 0.0
+        self._read_s = 0.0
 
-    def live(self, selector: selectors.BaseSelector) -> tuple[_Ended, float]:
-        """Connect, serve until the end; return why it ended and for how many seconds it had been up."""
-        try:
-            client, sock = self._connect()
-        except (
-            OSError,
-            ValueError,
-        ) as error:  # ValueError: a certificate that is being renewed, a host that is no name
-            sentence = getattr(error, "strerror", None) or str(error)
-            return _Ended(f"cannot connect to {self._settings.where}: {sentence}"), 0.0
-        selector.register(sock, selectors.EVENT_READ)
-        self._meter.on_connection()
-        try:
-            ended = self._serve(client, sock, selector)
-        finally:
-            self._meter.look(sock)
-            with contextlib.suppress(KeyError, ValueError):
-                selector.unregister(sock)
-            sock.close()
-        return ended, 0.0 if self._up_since is None else time.monotonic() - self._up_since
+    @property
+    def sock(self) -> socket.socket | None:
+        """The socket of the call, then of the client; None once it is closed."""
+        if self._client is not None:
+            return self._sock if self._client.socket() is not None else None
+        return self._dial.sock if self._dial is not None else None
 
-    def _connect(self) -> tuple[Client, socket.socket]:
+    @property
+    def wanted(self) -> int:
+        """Events to watch it for."""
+        if self._client is not None:
+            return selectors.EVENT_READ | (selectors.EVENT_WRITE if self._client.want_write() else 0)
+        return self._dial.wanted if self._dial is not None else 0
+
+    def due_s(self, *, stopping: bool) -> float:
+        """When the next step must be taken even if nothing happens."""
+        if self._client is None:
+            return 0.0 if stopping or self._dial is None else self._dial.until_s
+        if self._client.socket() is None or self._has_buffered() or (stopping and not self._flush_until_s):
+            return 0.0
+        return min(self._tick_s, self._flush_until_s if stopping else math.inf, self._answer_until_s)
+
+    def step(self, ready: int, now_s: float, *, stopping: bool) -> Ended | None:
+        """Go on as far as is possible now; why it has ended, if it has."""
+        if self._client is None:
+            try:
+                self._connect(now_s)
+            except (OSError, ValueError) as error:  # ValueError: a certificate that is being renewed, a host no name
+                sentence = getattr(error, "strerror", None) or str(error)
+                return Ended(f"cannot connect to {self._settings.where}: {sentence}")
+            ready = 0
+        if self._client is None:
+            return STOPPED if stopping else None
+        return self._serve(self._client, ready, now_s, stopping=stopping)
+
+    def close(self, now_s: float) -> float:
+        """Let go of everything; for how many seconds it had been up, more than 0 if it ever was."""
+        if self._sock is not None:
+            self._meter.look(self._sock)
+            self._sock.close()
+        elif self._dial is not None:
+            self._dial.close()
+        return 0.0 if self.up_since_s is None else max(now_s - self.up_since_s, 1e-9)
+
+    def _connect(self, now_s: float) -> None:
         settings = self._settings
+        if self._dial is None:
+            tls = settings.tls() if settings.tls is not None else None
+            self._dial = Dial(settings.server, tls, CONNECT_TIMEOUT_S, now_s)
+        self._dial.step(now_s)
+        if self._dial.is_open:
+            self._sock, self._dial = self._dial.sock, None
+            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._client = self._new_client(self._sock)
+            self._meter.on_connection()
+            self._answer_until_s = now_s + ANSWER_TIMEOUT_S
+
+    def _new_client(self, sock: socket.socket) -> Client:
+        """A paho client that has written its CONNECT to `sock`."""
+        settings, note = self._settings, self._inbox.append
         client = Client(
             CallbackAPIVersion.VERSION2,
             client_id=settings.client_id,
@@ -285,69 +276,61 @@ class _Connection:
             protocol=MQTTProtocolVersion.MQTTv311,
             reconnect_on_failure=False,
         )
-        client.connect_timeout = CONNECT_TIMEOUT_S
         client.max_inflight_messages_set(settings.in_flight_max)
-        client.on_connect = lambda _client, _data, _flags, code, _properties: self._inbox.append(("connack", code))
-        client.on_subscribe = lambda _client, _data, _mid, codes, _properties: self._inbox.append(("suback", codes))
-        client.on_publish = lambda _client, _data, mid, _code, _properties: self._inbox.append(("puback", mid))
-        client.on_message = lambda _client, _data, message: self._inbox.append(("publish", message))
-        client.on_disconnect = lambda _client, _data, _flags, code, _properties: self._inbox.append(("end", code))
+        client.on_connect = lambda _client, _data, _flags, code, _properties: note(("connack", code))
+        client.on_subscribe = lambda _client, _data, _mid, codes, _properties: note(("suback", codes))
+        client.on_publish = lambda _client, _data, mid, _code, _properties: note(("puback", mid))
+        client.on_message = lambda _client, _data, message: note(("publish", message))
+        client.on_disconnect = lambda _client, _data, _flags, code, _properties: note(("end", code))
         if settings.username is not None:
             client.username_pw_set(settings.username, settings.password)
-        if settings.server.tls:
-            client.tls_set_context(tls_context(*settings.files))
         if settings.will is not None:
             topic, payload = settings.will()
             client.will_set(topic, payload, qos=1, retain=settings.will_retain)
+        # paho has no other place for a socket of ours; test_link.py holds it to this one
+        client._create_socket = lambda: sock  # type: ignore[method-assign]  # noqa: SLF001
         client.connect(settings.server.host, settings.server.port, keepalive=limits.KEEPALIVE_S)
-        sock = cast("socket.socket | None", client.socket())
-        if sock is None:  # the first write failed already
-            raise ConnectionResetError("the connection ended before the first byte")
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return client, sock
+        return client
 
-    def _serve(self, client: Client, sock: socket.socket, selector: selectors.BaseSelector) -> _Ended:
-        answer_until = time.monotonic() + ANSWER_TIMEOUT_S
-        flush_until = 0.0
-        while True:
-            self._move(client, sock, selector)
-            self._read_inbox(client)
-            self._meter.look(sock)
-            if self._ended is not None:
-                return self._ended
-            now = time.monotonic()
-            if client.socket() is None:
-                return self._lost("closed by the server or the network")
-            if self._up_since is None and now > answer_until:
-                return _Ended(f"{self._settings.where} does not answer as an MQTT server does; is it the right port?")
-            if self._in_flight and now - next(iter(self._in_flight.values()))[0] > ACK_TIMEOUT_S:
-                return _Ended(f"{self._settings.where} acknowledged nothing for {ACK_TIMEOUT_S:.0f} s")
-            if self._stop.is_set():
-                flush_until = flush_until or now + FLUSH_S
-                idle = self._waiting.is_empty() and not self._in_flight
-                if idle or now > flush_until or self._up_since is None:
-                    client.disconnect()
-                    return _Ended("stopped")
-            self._hand_over(client)
+    def _serve(self, client: Client, ready: int, now_s: float, *, stopping: bool) -> Ended | None:
+        self._move(client, ready, now_s)
+        self._tick_s = now_s + _TICK_S
+        self._read_inbox(client, now_s)
+        if self._ended is not None:
+            return self._ended
+        if client.socket() is None or self._sock is None:
+            return self._lost("closed by the server or the network")
+        self._meter.look(self._sock)
+        if now_s > self._answer_until_s:
+            return Ended(f"{self._settings.where} does not answer as an MQTT server does; is it the right port?")
+        if self._in_flight and now_s - next(iter(self._in_flight.values()))[0] > ACK_TIMEOUT_S:
+            return Ended(f"{self._settings.where} acknowledged nothing for {ACK_TIMEOUT_S:.0f} s")
+        if stopping:
+            self._flush_until_s = self._flush_until_s or now_s + FLUSH_S
+            idle = self._waiting.is_empty() and not self._in_flight
+            if idle or now_s > self._flush_until_s or self.up_since_s is None:
+                client.disconnect()
+                return STOPPED
+        self._hand_over(client, now_s)
+        return None
 
-    def _move(self, client: Client, sock: socket.socket, selector: selectors.BaseSelector) -> None:
-        """Wait until something can be read or written, and let paho do it."""
-        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if client.want_write() else 0)
-        if client.socket() is None:
-            return
-        if selector.get_key(sock).events != wanted:
-            selector.modify(sock, wanted)
-        # TLS may hold decrypted bytes of a record already read: no selector sees those.
-        buffered = self._settings.server.tls and sock.pending() > 0  # type: ignore[attr-defined]
-        hurried = self._up_since is None or self._stop.is_set()
-        ready = {key.fileobj: mask for key, mask in selector.select(0 if buffered else 0.1 if hurried else _TICK_S)}
-        if self._waiting.wake_socket in ready:
-            self._waiting.drain_wake()
-        if buffered or ready.get(sock, 0) & selectors.EVENT_READ:
+    def _move(self, client: Client, ready: int, now_s: float) -> None:
+        """Let paho read and write what can be read and written.
+
+        In a crowd, answers may wait in the socket while this line waits for its turn. They are no silence, so nobody is
+        given up, by paho either, before what is there has been read.
+        """
+        is_late = now_s >= min(self._read_s + UNREAD_S, self._answer_until_s)
+        if ready & selectors.EVENT_READ or is_late or self._has_buffered():
+            self._read_s = now_s
             self._read(client)
-        if ready.get(sock, 0) & selectors.EVENT_WRITE:
+        if ready & selectors.EVENT_WRITE:
             client.loop_write()
         client.loop_misc()
+
+    def _has_buffered(self) -> bool:
+        """Does TLS hold decrypted bytes of a record already read? No selector sees those."""
+        return isinstance(self._sock, ssl.SSLSocket) and self._sock.fileno() >= 0 and self._sock.pending() > 0
 
     def _read(self, client: Client) -> None:
         """Read while messages come: paho reads one at a time and does not say whether there are more."""
@@ -357,40 +340,41 @@ class _Connection:
             if len(self._inbox) == before or client.socket() is None:
                 return
 
-    def _read_inbox(self, client: Client) -> None:
+    def _read_inbox(self, client: Client, now_s: float) -> None:
         while self._inbox and self._ended is None:
-            match self._inbox.popleft():
+            match self._inbox.pop(0):
                 case ("publish", message):
                     self._on_message(message)
                 case ("puback", mid):
                     if mid in self._in_flight:
                         self._meter.on_puback(self._in_flight.pop(mid)[1])
                 case ("connack", code):
-                    self._on_connack(client, code)
+                    self._on_connack(client, code, now_s)
                 case ("suback", codes):
-                    self._on_suback(codes)
+                    self._on_suback(codes, now_s)
                 case ("end", code):
                     silent = code.value == _FAILURE  # "Unspecified error": paho saw the socket close
                     self._ended = self._lost("closed by the server or the network" if silent else str(code))
 
-    def _on_connack(self, client: Client, code: Any) -> None:
+    def _on_connack(self, client: Client, code: Any, now_s: float) -> None:
         if code.value >= _FAILURE:
             refused = code.value in _REFUSED
-            self._ended = _Ended(f"{self._settings.where} refused {self._settings.client_id!r}: {code}", refused)
+            self._ended = Ended(f"{self._settings.where} refused {self._settings.client_id!r}: {code}", refused)
         else:
+            self._answer_until_s = now_s + ANSWER_TIMEOUT_S
             client.subscribe([(filter_, 1) for filter_ in self._settings.filters])
 
-    def _on_suback(self, codes: Sequence[Any]) -> None:
+    def _on_suback(self, codes: Sequence[Any], now_s: float) -> None:
         if any(code.value >= _FAILURE for code in codes):
             topics = ", ".join(self._settings.filters)
-            self._ended = _Ended(f"{self._settings.where} refused the subscription to {topics}", refused=True)
+            self._ended = Ended(f"{self._settings.where} refused the subscription to {topics}", refused=True)
             return
-        self._up_since = time.monotonic()
+        self.up_since_s, self._answer_until_s = now_s, math.inf
         self._meter.connections += 1
         self._waiting.open()  # first, so that what the owner publishes on LinkUp is not dropped
-        self._settings.post(LinkUp())
+        self._post(LinkUp())
         for arrived in self._early:
-            self._settings.post(arrived)
+            self._post(arrived)
         self._early.clear()
 
     def _on_message(self, message: Any) -> None:
@@ -401,23 +385,23 @@ class _Connection:
         if len(arrived.payload) > limits.PAYLOAD_BYTES_MAX:
             return  # counted nowhere, kept nowhere: no message of the contract is so large
         self._meter.on_arrived(arrived.topic, arrived.payload, message.qos)
-        if self._up_since is None:
+        if self.up_since_s is None:
             self._early.append(arrived)
         else:
-            self._settings.post(arrived)
+            self._post(arrived)
 
-    def _hand_over(self, client: Client) -> None:
-        while self._up_since is not None and len(self._in_flight) < self._settings.in_flight_max:
+    def _hand_over(self, client: Client, now_s: float) -> None:
+        while self.up_since_s is not None and len(self._in_flight) < self._settings.in_flight_max:
             outgoing = self._waiting.take()
             if outgoing is None:
                 return
             info = client.publish(outgoing.topic, outgoing.payload, qos=1, retain=outgoing.retain)
-            self._in_flight[info.mid] = (time.monotonic(), self._meter.on_publish(outgoing.topic, outgoing.payload))
+            self._in_flight[info.mid] = (now_s, self._meter.on_publish(outgoing.topic, outgoing.payload))
             if client.socket() is None:
                 return
 
-    def _lost(self, how: str) -> _Ended:
-        if self._up_since is None:
+    def _lost(self, how: str) -> Ended:
+        if self.up_since_s is None:
             hint = "is it an MQTT server, and with TLS exactly when the URL says mqtts?"
-            return _Ended(f"{self._settings.where} ended the connection without an answer ({how}): {hint}")
-        return _Ended(f"the connection to {self._settings.where} ended: {how}")
+            return Ended(f"{self._settings.where} ended the connection without an answer ({how}): {hint}")
+        return Ended(f"the connection to {self._settings.where} ended: {how}")

@@ -11,6 +11,7 @@ topic that it was made for.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from typing import Final, NamedTuple
@@ -49,6 +50,7 @@ def check_name(what: str, name: str) -> str:
     return name
 
 
+@functools.lru_cache(maxsize=16_384)
 def shard(device_id: str) -> str:
     """The two hex digits of the shard that owns `device_id`."""
     return hashlib.sha256(device_id.encode()).hexdigest()[:2]

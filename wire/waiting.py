@@ -1,6 +1,6 @@
 """What waits to be sent: a bounded queue between any thread that publishes and the one thread of the link.
 
-It is open only while the link is up. A socket pair wakes the link's thread, which sleeps in a selector.
+It is open only while the link is up. A bell, a socket pair, wakes the link's thread, which sleeps in a selector.
 """
 
 from __future__ import annotations
@@ -31,21 +31,18 @@ class Waiting:
         self._queue: collections.deque[Outgoing] = collections.deque()
         self._bytes = 0
         self._is_open = False
-        self.wake_socket, self._wake_out = socket.socketpair()
-        self.wake_socket.setblocking(False)
-        self._wake_out.setblocking(False)
 
-    def put(self, outgoing: Outgoing) -> None:
-        """Append, or drop and count when closed or full."""
+    def put(self, outgoing: Outgoing) -> bool:
+        """Append, or drop and count when closed or full; was there room?"""
         size = len(outgoing.payload)
         with self._lock:
             is_full = len(self._queue) >= self._count_max or self._bytes + size > self._bytes_max
             if is_full or not self._is_open:
                 self.dropped += 1
-                return
+                return False
             self._queue.append(outgoing)
             self._bytes += size
-        self.wake()
+            return True
 
     def take(self) -> Outgoing | None:
         """The oldest, or None."""
@@ -73,18 +70,34 @@ class Waiting:
             self._queue.clear()
             self._bytes = 0
 
-    def wake(self) -> None:
-        """Make `wake_socket` readable. Takes no lock."""
-        with contextlib.suppress(OSError):  # full: it will wake anyway; closed: nobody is left to wake
-            self._wake_out.send(b"w")
 
-    def drain_wake(self) -> None:
-        """Read what `wake` wrote."""
+class Bell:
+    """Wakes a thread that waits in a selector until `sock` is readable. Takes no lock.
+
+    Who is to be woken looks, after `silence`, for whatever was left for it before a `ring`: then none is missed.
+    """
+
+    def __init__(self) -> None:
+        self._is_rung = False
+        self.sock, self._out = socket.socketpair()
+        self.sock.setblocking(False)
+        self._out.setblocking(False)
+
+    def ring(self) -> None:
+        """Make `sock` readable; from any thread, and from a signal handler."""
+        if not self._is_rung:
+            self._is_rung = True
+            with contextlib.suppress(OSError):  # it is closed: nobody is left to wake
+                self._out.send(b"w")
+
+    def silence(self) -> None:
+        """Read what `ring` wrote."""
         with contextlib.suppress(BlockingIOError):
-            while self.wake_socket.recv(4096):
+            while self.sock.recv(4096):
                 pass
+        self._is_rung = False  # last: a ring in between would be read here, and be the last one that anybody hears
 
     def release(self) -> None:
         """Close the socket pair, at the very end."""
-        self.wake_socket.close()
-        self._wake_out.close()
+        self.sock.close()
+        self._out.close()

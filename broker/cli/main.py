@@ -5,6 +5,7 @@ Each command is a file here. They import what is heavy inside, so that --help co
 
 import click
 
+from broker.cli.doctor import doctor
 from broker.cli.fleet import fleet
 from broker.cli.init import init
 from broker.cli.model import model
@@ -26,7 +27,7 @@ def main() -> None:
     """
 
 
-for command in (init, serve, fleet, round_, plan, model, report):
+for command in (init, serve, fleet, round_, plan, model, report, doctor):
     main.add_command(command)
 
 

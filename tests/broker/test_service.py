@@ -16,18 +16,12 @@ from broker import founding, shelf, versions, wiring
 from broker.config import Aggregate as AggregateTable
 from broker.config import Http, load
 from broker.effects import (
-    Aggregate,
-    CommitRound,
-    Publish,
     SendChunk,
     SendPatch,
-    StoreEpoch,
     StoreRound,
-    StoreSeen,
-    StoreUpdate,
 )
 from broker.registry import model_of, params_bytes_of
-from broker.service import Service, runs
+from broker.service import Service
 from broker.shelf import Shelf
 from broker.sqlite import StoreError
 from broker.store import Store
@@ -42,7 +36,6 @@ from engine.master import Numbers
 from engine.models.scheme import load_params
 from tests.broker import fleet
 from tests.broker.fleet import KEY, SIGN
-from tests.broker.test_store import commit, update_row
 from wire import chunks, envelope, keys, topics
 from wire.link import Arrived, LinkDown, LinkUp
 from wire.log_line import line
@@ -279,6 +272,14 @@ def test_who_holds_the_newest_version_in_its_base_file_is_sent_a_patch_of_nothin
     assert patches.apply(FRAME, contents[2], patch.payload) == contents[2]
 
 
+def test_a_patch_of_nothing_is_made_once_for_everybody(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    sums: list[int] = []
+    merge = patches.merge
+    monkeypatch.setattr(patches, "merge", lambda frame, parts: sums.append(len(parts)) or merge(frame, parts))
+    assert want(rig, 1) == want(rig, 1)
+    assert sums == [0]
+
+
 def test_a_longer_sum_begins_with_the_known_one(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     versions_of(rig, 3)
     sums: list[int] = []
@@ -470,21 +471,6 @@ def test_an_aggregation_that_fails_is_said_and_keeps_the_updates(directory: Path
     rig.turn(rig.say("cabin", Update(1, 1, 40, 0, 0, payload(rig))))
     assert any(said.startswith("event=aggregate-failed round=1") for said in rig.said)
     assert [update.counted_in for update in rig.store.updates()] == [None]
-
-
-def test_stores_move_ahead_only_within_a_piece() -> None:
-    update, other = StoreUpdate(update_row()), StoreUpdate(update_row("dune"))
-    receipt, seen = Publish("t", b""), StoreSeen("cabin", True)
-    epoch, opened, closed = StoreEpoch(1), StoreRound(fleet.row(1)), commit(1, 2)
-    aggregate = Aggregate(1, fleet.PLAN, fleet.first_manifest()[0], ())
-    assert isinstance(closed, CommitRound)
-    assert runs([]) == []
-    assert runs([update, receipt, "said", other, seen]) == [[update, receipt, "said", other, seen]]
-    effects = [epoch, receipt, opened, receipt, update, receipt, aggregate, other, receipt, closed, receipt]
-    assert runs(effects) == [
-        [epoch], [receipt], [opened], [receipt, update, receipt], [aggregate], [other, receipt], [closed], [receipt],
-    ]  # fmt: skip
-    assert [effect for piece in runs(effects) for effect in piece] == effects
 
 
 def test_a_line_of_the_log_can_be_split_again() -> None:

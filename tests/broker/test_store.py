@@ -304,6 +304,14 @@ def test_a_reader_cannot_write_and_sees_what_the_writer_wrote(path: Path) -> Non
             reader.add_device("dune", KEY["dune"])
 
 
+def test_to_enrol_a_device_does_not_read_all_others(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten thousand were a matter of minutes when each read all that were there."""
+    monkeypatch.setattr(Store, "fleet", lambda _store: pytest.fail("the whole fleet was read"))
+    with Store(path) as store:
+        assert store.add_device("cabin", KEY["cabin"])
+        assert not store.add_device("cabin", KEY["cabin"])
+
+
 def test_devices_come_change_their_key_and_go(path: Path) -> None:
     with Store(path) as store:
         assert store.add_device("cabin", "one")

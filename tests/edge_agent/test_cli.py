@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from edge_agent import config, flash, samples
 from edge_agent.cli import main
+from edge_agent.disk import Directory
 from edge_agent.sources import files
 from edge_agent.sources.files import SourceError, read_npz
 from tests.real.scripted_coordinator import FRAME, MODEL, PARAMS, write_digits
@@ -127,7 +128,7 @@ def test_windows_of_another_shape_are_refused(tmp_path, device):
 def test_predict_runs_the_newest_model_on_flash_in_a_child(tmp_path, path, device):
     source = write_digits(tmp_path / "d.npz", 30)
     assert "no model is on flash" in run("predict", source, "--config", path, code=1)
-    store = flash.Flash(device.device.state)
+    store = flash.Flash(Directory(device.device.state))
     described = tuple(chunks.split(name, data) for name, data in (("model.tflite", MODEL), ("params.bin", PARAMS)))
     for file, data in zip(described, (MODEL, PARAMS), strict=True):
         store.open_file(file)
@@ -138,7 +139,7 @@ def test_predict_runs_the_newest_model_on_flash_in_a_child(tmp_path, path, devic
     found = json.loads(run("predict", source, "--config", path, "--json"))
     assert (found["model_version"], len(found["labels"]), found["known"]) == (5, 30, 30)
     assert found["labels"] == expected_labels(source)
-    flash.file_path(device.device.state, described[1].digest).write_bytes(b"!" * len(PARAMS))
+    (device.device.state / flash.file_name(described[1].digest)).write_bytes(b"!" * len(PARAMS))
     assert "params.bin of version 5 is not whole" in run("predict", source, "--config", path, code=1)
 
 

@@ -8,8 +8,9 @@ import msgspec
 import pytest
 
 from edge_agent import flash
+from edge_agent.disk import Directory
 from edge_agent.effects import Base, Durable
-from edge_agent.flash import Flash, FlashError, Model, file_path, load_model, read_file, residual_path, write_file
+from edge_agent.flash import Flash, FlashError, Model, file_name, load_model, read_file, residual_name, write_file
 from wire import chunks
 from wire.messages import File, Patch
 
@@ -21,19 +22,19 @@ FILE = chunks.split("model.tflite", BIG, 1000)
 
 def test_what_was_saved_is_what_the_next_life_loads(tmp_path):
     for durable in (OLD, NEW, OLD):
-        Flash(tmp_path).load()
-        writer = Flash(tmp_path)
+        Flash(Directory(tmp_path)).load()
+        writer = Flash(Directory(tmp_path))
         writer.load()
         writer.save(durable)
-        assert Flash(tmp_path).load() == durable
+        assert Flash(Directory(tmp_path)).load() == durable
 
 
 def test_a_new_device_starts_from_nothing(tmp_path):
-    assert Flash(tmp_path / "deep" / "state").load() == Durable()
+    assert Flash(Directory(tmp_path / "deep" / "state")).load() == Durable()
 
 
 def test_a_write_cut_at_any_byte_leaves_the_old_state_or_the_new(tmp_path):
-    store = Flash(tmp_path)
+    store = Flash(Directory(tmp_path))
     for durable in (Durable(boot=1), Durable(boot=2), OLD):
         store.save(durable)
     slots = [tmp_path / "state.a", tmp_path / "state.b"]
@@ -45,56 +46,56 @@ def test_a_write_cut_at_any_byte_leaves_the_old_state_or_the_new(tmp_path):
     length = max(len(before[changed].rstrip(b"\0")), len(after[changed].rstrip(b"\0"))) + 1
     for cut in range(length + 1):
         slots[changed].write_bytes(after[changed][:cut] + before[changed][cut:])
-        found = Flash(tmp_path).load()
+        found = Flash(Directory(tmp_path)).load()
         assert found in (OLD, NEW), f"cut at byte {cut}"
         seen.add(found.outbox)
     assert seen == {OLD.outbox, NEW.outbox}
 
 
 def test_any_damaged_byte_of_the_newest_slot_falls_back_to_the_older_state(tmp_path):
-    store = Flash(tmp_path)
+    store = Flash(Directory(tmp_path))
     store.save(OLD)
     store.save(NEW)
     newest = tmp_path / "state.a"
     whole = newest.read_bytes()
     for position in range(len(whole.rstrip(b"\0"))):
         newest.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
-        assert Flash(tmp_path).load() == OLD
+        assert Flash(Directory(tmp_path)).load() == OLD
 
 
 def test_a_recovered_device_goes_on_over_the_damaged_slot(tmp_path):
-    store = Flash(tmp_path)
+    store = Flash(Directory(tmp_path))
     store.save(OLD)
     store.save(NEW)
     (tmp_path / "state.a").write_bytes(b"rubbish" * 99)
-    again = Flash(tmp_path)
+    again = Flash(Directory(tmp_path))
     assert again.load() == OLD
     again.save(NEW)
-    assert Flash(tmp_path).load() == NEW
+    assert Flash(Directory(tmp_path)).load() == NEW
 
 
 def test_two_damaged_slots_are_one_clear_sentence_and_nothing_is_touched(tmp_path):
-    store = Flash(tmp_path)
+    store = Flash(Directory(tmp_path))
     store.save(OLD)
     store.save(NEW)
     for name in ("state.a", "state.b"):
         (tmp_path / name).write_bytes(b"rubbish" * 99)
     with pytest.raises(FlashError, match=r"state\.a and .*state\.b are both damaged.*move it away"):
-        Flash(tmp_path).load()
+        Flash(Directory(tmp_path)).load()
     assert (tmp_path / "state.a").read_bytes() == b"rubbish" * 99
 
 
 def test_a_first_start_cut_short_is_a_first_start(tmp_path):
-    Flash(tmp_path).save(Durable(boot=1))
+    Flash(Directory(tmp_path)).save(Durable(boot=1))
     slot = tmp_path / "state.b"
     whole = slot.read_bytes()
     for cut in range(len(whole.rstrip(b"\0"))):
         slot.write_bytes(whole[:cut].ljust(len(whole), b"\0"))
-        assert Flash(tmp_path).load() == Durable()
+        assert Flash(Directory(tmp_path)).load() == Durable()
 
 
 def test_the_room_for_an_update_is_reserved_from_the_start(tmp_path):
-    store = Flash(tmp_path)
+    store = Flash(Directory(tmp_path))
     store.save(Durable(boot=1))
     store.save(Durable(boot=2))
     for name in ("state.a", "state.b"):
@@ -109,8 +110,8 @@ def test_state_of_a_newer_program_is_read_by_this_one(tmp_path, monkeypatch):
         boot: int = 9
         something_new: int = 1
 
-    Flash(tmp_path).save(Later())
-    assert Flash(tmp_path).load() == Durable(boot=9)
+    Flash(Directory(tmp_path)).save(Later())
+    assert Flash(Directory(tmp_path)).load() == Durable(boot=9)
 
 
 @pytest.mark.parametrize("cut", ["write", "fsync", "replace"])
@@ -156,19 +157,19 @@ def keep(store: Flash, file: File, data: bytes) -> None:
 
 
 def test_a_file_comes_in_any_order_over_any_number_of_lives(tmp_path):
-    assert Flash(tmp_path).open_file(FILE).have == frozenset()
-    fill(Flash(tmp_path), [2])
-    assert Flash(tmp_path).open_file(FILE).have == {2}
-    fill(Flash(tmp_path), [0, 1])
-    sealed = Flash(tmp_path).seal_file(FILE)
+    assert Flash(Directory(tmp_path)).open_file(FILE).have == frozenset()
+    fill(Flash(Directory(tmp_path)), [2])
+    assert Flash(Directory(tmp_path)).open_file(FILE).have == {2}
+    fill(Flash(Directory(tmp_path)), [0, 1])
+    sealed = Flash(Directory(tmp_path)).seal_file(FILE)
     assert sealed.ready
-    assert file_path(tmp_path, FILE.digest).read_bytes() == BIG
-    assert Flash(tmp_path).open_file(FILE).ready
-    assert Flash(tmp_path).seal_file(FILE).ready  # again is no harm
+    assert (tmp_path / file_name(FILE.digest)).read_bytes() == BIG
+    assert Flash(Directory(tmp_path)).open_file(FILE).ready
+    assert Flash(Directory(tmp_path)).seal_file(FILE).ready  # again is no harm
 
 
 def test_a_torn_chunk_is_found_at_the_seal_and_only_it_is_missing(tmp_path):
-    store = Flash(tmp_path)
+    store = Flash(Directory(tmp_path))
     store.open_file(FILE)
     fill(store, [0, 1, 2])
     store.write_chunk(FILE, 1, b"torn")
@@ -177,11 +178,11 @@ def test_a_torn_chunk_is_found_at_the_seal_and_only_it_is_missing(tmp_path):
 
 
 def test_a_sealed_file_gone_bad_keeps_what_is_still_right(tmp_path):
-    store = Flash(tmp_path)
+    store = Flash(Directory(tmp_path))
     store.open_file(FILE)
     fill(store, [0, 1, 2])
     assert store.seal_file(FILE).ready
-    path = file_path(tmp_path, FILE.digest)
+    path = tmp_path / file_name(FILE.digest)
     path.write_bytes(BIG[:1500] + b"!" + BIG[1501:])
     state = store.open_file(FILE)
     assert (state.ready, state.have) == (False, {0, 2})
@@ -191,21 +192,21 @@ def test_a_sealed_file_gone_bad_keeps_what_is_still_right(tmp_path):
 
 
 def test_room_for_a_file_is_reserved_before_the_first_chunk(tmp_path):
-    store = Flash(tmp_path)
+    store = Flash(Directory(tmp_path))
     store.open_file(FILE)
-    part = file_path(tmp_path, FILE.digest).with_suffix(".part")
+    part = tmp_path / (file_name(FILE.digest) + ".part")
     assert part.stat().st_size == len(BIG)
     assert part.stat().st_blocks * 512 >= len(BIG)
 
 
 def test_forget_keeps_what_is_asked_and_the_newest_whole_model(tmp_path):
-    store = Flash(tmp_path)
+    store = Flash(Directory(tmp_path))
     other, noted = chunks.split("other", b"other", 10), chunks.split("noted", b"noted", 10)
     for file in (FILE, other):
         store.open_file(file)
     keep(store, noted, b"noted")
     for round_id in (1, 2, 3):
-        write_file(residual_path(tmp_path, round_id), b"residual")
+        write_file(tmp_path / residual_name(round_id), b"residual")
     store.note_model(Model(4, "last-1", (noted,)))
     store.forget(None, frozenset({2}))
     assert len(list((tmp_path / "files").iterdir())) == 3
@@ -218,14 +219,14 @@ def test_forget_keeps_what_is_asked_and_the_newest_whole_model(tmp_path):
 
 def test_the_note_of_the_model_survives_and_a_damaged_one_is_none(tmp_path):
     model = Model(4, "last-1", (FILE,))
-    Flash(tmp_path).note_model(model)
-    assert load_model(tmp_path) is None, "a version that is not whole was noted"
-    keep(Flash(tmp_path), FILE, BIG)
-    Flash(tmp_path).note_model(model)
-    assert load_model(tmp_path) == model
+    Flash(Directory(tmp_path)).note_model(model)
+    assert load_model(Directory(tmp_path)) is None, "a version that is not whole was noted"
+    keep(Flash(Directory(tmp_path)), FILE, BIG)
+    Flash(Directory(tmp_path)).note_model(model)
+    assert load_model(Directory(tmp_path)) == model
     (tmp_path / "model").write_bytes(b"\xff")
-    assert load_model(tmp_path) is None
-    assert flash.load_model(tmp_path / "nowhere") is None
+    assert load_model(Directory(tmp_path)) is None
+    assert load_model(Directory(tmp_path / "nowhere")) is None
 
 
 # Patches
@@ -239,7 +240,7 @@ BASE = Base(4, OLD_FILE.digest, FILE.digest)
 @pytest.fixture
 def patchable(tmp_path) -> Flash:
     """Version 4 is whole and noted."""
-    store = Flash(tmp_path)
+    store = Flash(Directory(tmp_path))
     keep(store, FILE, BIG)
     keep(store, OLD_FILE, OLD_PARAMS)
     store.note_model(Model(4, "last-1", (FILE, OLD_FILE)))
@@ -247,23 +248,23 @@ def patchable(tmp_path) -> Flash:
 
 
 def patch_of(store: Flash, file: File = NEW_FILE):
-    return file_path(store.root, file.digest).with_suffix(".patch")
+    return store.disk.place(file_name(file.digest) + ".patch")
 
 
 def test_flash_says_from_which_whole_version_a_patch_may_start(patchable, tmp_path):
     assert patchable.open_file(NEW_FILE).base == BASE
-    assert Flash(tmp_path).open_file(NEW_FILE).base == BASE
+    assert Flash(Directory(tmp_path)).open_file(NEW_FILE).base == BASE
     assert patchable.open_file(chunks.split("other", b"other", 10)).base is None
-    path = file_path(tmp_path, OLD_FILE.digest)
+    path = tmp_path / file_name(OLD_FILE.digest)
     path.write_bytes(OLD_PARAMS[:-1] + b"!")
     assert patchable.open_file(NEW_FILE).base is None
 
 
 def test_a_patch_is_found_again_in_the_next_life(patchable, tmp_path):
     assert patchable.write_patch(NEW_FILE, PATCH).patched
-    state = Flash(tmp_path).open_file(NEW_FILE)
+    state = Flash(Directory(tmp_path)).open_file(NEW_FILE)
     assert (state.ready, state.patched, state.patch_failed) == (False, True, False)
-    assert flash.read_patch(tmp_path, NEW_FILE.digest) == PATCH
+    assert flash.read_patch(Directory(tmp_path), NEW_FILE.digest) == PATCH
 
 
 def test_a_damaged_patch_is_none_and_what_one_starts_from_is_not_for_flash_to_say(patchable, tmp_path):
@@ -276,9 +277,9 @@ def test_a_damaged_patch_is_none_and_what_one_starts_from_is_not_for_flash_to_sa
         assert not path.exists()
     patchable.write_patch(NEW_FILE, PATCH)
     path.replace(patch_of(patchable, OLD_FILE))  # the patch of one file is none of another
-    assert flash.read_patch(tmp_path, OLD_FILE.digest) is None
+    assert flash.read_patch(Directory(tmp_path), OLD_FILE.digest) is None
     patchable.write_patch(NEW_FILE, PATCH)
-    file_path(tmp_path, OLD_FILE.digest).unlink()
+    (tmp_path / file_name(OLD_FILE.digest)).unlink()
     state = patchable.open_file(NEW_FILE)
     assert (state.patched, state.base) == (True, None)  # model.tflite may hold it: the child will see
 
@@ -286,7 +287,7 @@ def test_a_damaged_patch_is_none_and_what_one_starts_from_is_not_for_flash_to_sa
 def test_a_patch_that_was_dropped_is_remembered_and_none_is_asked_for_again(patchable, tmp_path):
     patchable.write_patch(NEW_FILE, PATCH)
     patchable.drop_patch(NEW_FILE)
-    for store in (patchable, Flash(tmp_path)):
+    for store in (patchable, Flash(Directory(tmp_path))):
         state = store.open_file(NEW_FILE)
         assert (state.patched, state.patch_failed, state.base) == (False, True, None)
     patchable.forget(frozenset({NEW_FILE.digest}), frozenset())
@@ -303,9 +304,9 @@ def test_a_patch_cut_while_it_is_written_is_there_or_not(patchable, monkeypatch)
     with pytest.raises(OSError, match="No space"):
         patchable.write_patch(NEW_FILE, PATCH)
     monkeypatch.undo()
-    state = Flash(patchable.root).open_file(NEW_FILE)
+    state = Flash(patchable.disk).open_file(NEW_FILE)
     assert (state.patched, state.base) == (False, BASE)
-    assert not list((patchable.root / "files").glob(".*"))
+    assert not list((patchable.disk.place() / "files").glob(".*"))
 
 
 def test_what_a_kept_patch_starts_from_is_kept(patchable, tmp_path):
@@ -321,7 +322,7 @@ def test_what_a_kept_patch_starts_from_is_kept(patchable, tmp_path):
 
 def test_what_a_patch_made_is_a_file_like_any_other(patchable, tmp_path):
     patchable.write_patch(NEW_FILE, PATCH)
-    flash.complete_file(tmp_path, NEW_FILE, NEW_PARAMS)
+    flash.complete_file(Directory(tmp_path), NEW_FILE, NEW_PARAMS)
     assert patchable.open_file(NEW_FILE).ready
     assert {path.name for path in (tmp_path / "files").iterdir()} == {
         file.digest.hex() for file in (FILE, OLD_FILE, NEW_FILE)
@@ -337,7 +338,7 @@ def test_a_file_cut_while_a_patch_makes_it_is_not_there_and_the_patch_is(patchab
     for function in ("pwrite", "fsync", "ftruncate"):
         monkeypatch.setattr(os, function, fail)
         with pytest.raises(OSError, match="power"):
-            flash.complete_file(tmp_path, NEW_FILE, NEW_PARAMS)
+            flash.complete_file(Directory(tmp_path), NEW_FILE, NEW_PARAMS)
         monkeypatch.undo()
-        state = Flash(tmp_path).open_file(NEW_FILE)
+        state = Flash(Directory(tmp_path)).open_file(NEW_FILE)
         assert (state.ready, state.patched) == (False, True)

@@ -9,9 +9,8 @@ import threading
 import msgspec
 import pytest
 
-from edge_agent import child, config, flash, service, status, story, trainer
+from edge_agent import child, config, flash, service, status, trainer
 from edge_agent.effects import (
-    Connected,
     Disconnected,
     Durable,
     FileFailed,
@@ -29,7 +28,7 @@ from edge_agent.effects import (
 )
 from edge_agent.samples import create
 from tests.edge_agent.stage import PLAN, manifest
-from wire import keys
+from wire import envelope, keys
 from wire.link import Arrived, LinkUp
 from wire.messages import Traffic
 
@@ -64,10 +63,13 @@ def refuse(error: OSError):
 
 
 def test_the_connection_that_is_told_is_the_one_of_the_will(shell):
-    for _attempt in range(3):
-        shell._next_will()
+    topic, first = shell._next_will()
+    for _attempt in range(2):
+        _, newest = shell._next_will()
     shell._post(LinkUp())
-    assert queued(shell) == [Connected(3)]
+    (told,) = queued(shell)
+    before, last = (envelope.unseal(payload, topic, lambda *_: True) for payload in (first, newest))
+    assert (told.connection, last.connection) == (last.connection, before.connection + 2)
 
 
 def test_a_flood_of_messages_is_bounded_and_counted(shell):
@@ -238,14 +240,3 @@ def test_the_status_is_written_when_it_says_something_new_and_only_then(shell, s
     path.unlink()
     with pytest.raises(status.StatusError, match="edge-agent run"):
         status.read(settings.device.state)
-
-
-def test_a_story_is_bounded_and_can_be_read_back(tmp_path):
-    told = story.Story(length_max=3)
-    for number in range(5):
-        told.add(number, f"event-{number}", ["Persist", "Publish"])
-    told.save(tmp_path / "story", "SIGTERM")
-    ending, entries = story.load(tmp_path / "story")
-    assert ending == "SIGTERM"
-    assert [entry.at_ms for entry in entries] == [2, 3, 4]
-    assert entries == told.entries()

@@ -7,6 +7,7 @@ import pytest
 
 from edge_agent import traffic
 from edge_agent.budget import UPDATE_BYTES_MIN, Limits
+from edge_agent.disk import Directory
 from wire.messages import Traffic
 from wire.meter import Carried
 
@@ -36,8 +37,7 @@ def start(tmp_path, hand):
     """A fresh run of the agent over the same file."""
 
     def make(**limits) -> traffic.Ledger:
-        path = tmp_path / "traffic"
-        return traffic.Ledger(path, Limits(**limits), wall=lambda: hand.wall, steady=lambda: hand.steady)
+        return traffic.Ledger(Directory(tmp_path), Limits(**limits), wall=lambda: hand.wall, steady=lambda: hand.steady)
 
     return make
 

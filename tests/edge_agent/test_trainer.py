@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from edge_agent import child, flash, samples, trainer
+from edge_agent.disk import Directory
 from edge_agent.effects import Job
 from edge_agent.trainer import Base, TrainerError, train
 from engine import frozen
@@ -233,7 +234,7 @@ def test_no_examples_at_all_is_told(digits):
 
 @pytest.fixture
 def root(tmp_path, digits) -> Path:
-    store = flash.Flash(tmp_path)
+    store = flash.Flash(Directory(tmp_path))
     for file, data in zip(FILES, (MODEL, PARAMS), strict=True):
         store.open_file(file)
         for index in range(len(file.chunk_digests)):
@@ -257,20 +258,20 @@ def test_the_child_gives_what_the_function_gives_and_the_residual_is_on_flash(ro
     ended, answer = run(root)
     expected = train(JOB, BASE, digits, None, RATE)
     assert answer == expected.answer
-    assert flash.read_file(flash.residual_path(root, 3)) == dump_owed(expected.owed, 0)
+    assert flash.read_file(root / flash.residual_name(3)) == dump_owed(expected.owed, 0)
     assert 30_000 < ended.peak_rss_kb < 400_000
     assert 0.1 < ended.cpu_s < 60
     assert not list(root.glob("**/.*.new"))
 
 
 def test_a_damaged_model_file_is_told_and_leaves_no_residual(root):
-    path = flash.file_path(root, FILES[0].digest)
+    path = root / flash.file_name(FILES[0].digest)
     path.write_bytes(MODEL[:-1] + b"!")
     _, answer = run(root)
     assert answer.reason == "model.tflite of version 1 is damaged on flash; it is fetched again"
     path.unlink()
     assert run(root)[1].reason == answer.reason
-    assert not flash.residual_path(root, 3).exists()
+    assert not (root / flash.residual_name(3)).exists()
 
 
 def test_one_trainer_per_state_directory(root):
@@ -295,13 +296,13 @@ def test_a_store_of_other_windows_is_one_sentence(root):
 
 def test_a_limit_that_nothing_fits_leaves_what_is_owed_as_it_was(root):
     kept = dump_owed(Owed(np.full(SIZE, 9, np.int32), None, 1), 0)
-    flash.write_file(flash.residual_path(root, 2), kept)
+    flash.write_file(root / flash.residual_name(2), kept)
     job = msgspec.structs.replace(JOB, residual_round_id=2, update_bytes_max=203)
     answer = run(root, job)[1]
     assert "nothing is sent until the limit is raised" in answer.reason
     assert answer.payload == b""
-    assert flash.read_file(flash.residual_path(root, 2)) == kept
-    assert not flash.residual_path(root, 3).exists()
+    assert flash.read_file(root / flash.residual_name(2)) == kept
+    assert not (root / flash.residual_name(3)).exists()
 
 
 def test_no_room_for_the_residual_means_no_update(root):

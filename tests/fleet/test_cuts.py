@@ -1,4 +1,8 @@
-"""Each effect of a scripted calm life, cut: before it, after it, and failed but persisted. All of them, not some."""
+"""Each effect of a scripted calm life, cut: before it, after it, and failed but persisted. All of them, not some.
+
+And each disk operation of a device's life, within effects and in its training child: power cut before it, with a sector
+torn if there is an unsynced one, or the process killed.
+"""
 
 import functools
 
@@ -34,6 +38,26 @@ def test_a_life_that_is_cut_at_any_effect_keeps_every_promise(actor, fate):
         assert not verdict.broken, f"{fate} effect {effect} of {actor}\n{storm.tell(verdict)}"
         happened += verdict.faults[f"{actor.partition('-')[0]} {fate}"]
     assert happened == calm_life().effect_count[actor], "a cut that was scripted did not happen"
+
+
+def live(weather, cut=None):
+    """A life with two rounds; and its world."""
+    worlds = []
+    verdict = storm.run(SEED, weather, devices=2, rounds=2, cut=cut, prepare=worlds.append)
+    assert not verdict.broken, f"{cut}\n{storm.tell(verdict)}"
+    return worlds[0]
+
+
+@pytest.mark.parametrize("fate", ["cut within", "exit within"])
+@pytest.mark.parametrize("fault", ["torn_rate", "patch_rot_rate"])
+def test_a_life_that_is_cut_at_any_disk_operation_keeps_every_promise(fault, fate):
+    """With a patch that is wrong, the operations of a whole download are among them, and those that drop a patch."""
+    weather = Weather(**{fault: 1.0}, train_ms_max=CALM.train_ms_max)
+    operations = live(weather).operation_count["device-00"]
+    assert operations > 100
+    for operation in range(operations):
+        world = live(weather, Cut("device-00", operation, fate))
+        assert world.tally[f"device {fate}"] == 1, "a cut that was scripted did not happen"
 
 
 @pytest.mark.parametrize("fate", FATES)

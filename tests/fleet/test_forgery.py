@@ -5,9 +5,10 @@ import functools
 import msgspec
 import pytest
 
-from firmware_sim import flash, keyring, witness
+from firmware_sim import keyring, witness
 from firmware_sim.weather import CALM, Weather
-from firmware_sim.world import PLAN, World
+from firmware_sim.witness import PLAN
+from firmware_sim.world import World
 from wire import envelope, topics
 from wire.messages import Death, Offer, Update, digest_of, encode
 
@@ -28,7 +29,7 @@ def live(weather, *, real_keys):
 
 def what_is_left(world):
     """What the fleet has to show: its model, and each device's flash without the count of its boots."""
-    durables = [msgspec.structs.replace(flash.decode(device.flash.durable), boot=0) for device in world.devices]
+    durables = [msgspec.structs.replace(world.auditor.durable_of(device.name), boot=0) for device in world.devices]
     return [version.params for version in world.database.lineage], durables
 
 

@@ -12,12 +12,30 @@ BLOCKS = 8
 SEEDS_A_BLOCK = 25
 
 # Rates and times that are part of a fault, not faults themselves, and the tallies that stand for each fault.
-SETTINGS = {name for name in Weather.__struct_fields__ if name.endswith("_ms_max")} | {"drift_rate_max"}
+SETTINGS = {name for name in Weather.__struct_fields__ if name.endswith("_ms_max")} | {
+    "lasts_ms",
+    "rounds",
+    "battery_mwh",
+    "panel_w",
+    "hot_day_rate",
+    "hot_day_c",
+    "metered_day_bytes",
+    "round_every_ms",
+    "reading_every_ms",
+    "drift_rate_max",
+    "slow_bytes_per_s",
+    "in_flight_max",
+    "attacker_rate",  # tests/fleet/test_byzantine.py
+    "attack",
+}
 TALLIES = {
     "cut_at_effect_rate": ("device cut before", "device cut after"),
     "exit_at_effect_rate": ("device exit before", "device exit after"),
+    "cut_at_operation_rate": ("device cut within",),
+    "exit_at_operation_rate": ("device exit within",),
     "coordinator_cut_at_effect_rate": ("coordinator cut before", "coordinator cut after"),
     "coordinator_exit_at_effect_rate": ("coordinator exit before", "coordinator exit after"),
+    "queue_max": ("queue_full",),
     "forge_every_ms": ("forge_key", "forge_topic", "forge_bit"),
 }
 

@@ -2,12 +2,17 @@
 
 import pytest
 
+from edge_agent import flash
 from firmware_sim import keyring, storm, weather, witness
 from firmware_sim.weather import BROWNOUT, CALM, STORM, Weather
 from firmware_sim.world import World
 from wire import topics
 
 MINUTE_MS = 60_000
+FAULTS = sorted(
+    {name for name in Weather.__struct_fields__ if name.endswith(("_rate", "_every_ms")) and getattr(STORM, name)}
+    | {"drift_rate_max", "queue_max"}
+)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -240,7 +245,7 @@ def test_a_power_cut_between_the_patch_and_the_training_costs_neither():
     rounds_one_by_one(world, 1)
     world.request_round(updates_min=2)
     device = world.devices[0]
-    waits = lambda: any(device.flash.patch(f.digest) for f in world.database.lineage[-1].manifest.files)  # noqa: E731
+    waits = lambda: any(flash.has_patch(device.card, f) for f in world.database.lineage[-1].manifest.files)  # noqa: E731
     assert world.run(world.now_ms + MINUTE_MS, until=waits)
     patched = world.auditor.patched_count
     device.power_off()
@@ -307,7 +312,7 @@ def test_the_answer_of_a_child_that_was_stopped_is_not_taken_for_that_of_the_nex
         for _ in range(4):
             world.request_round(updates_min=4, lasts_ms=MINUTE_MS)
         world.run(40 * MINUTE_MS)
-        assert world.tally["late_result"] > 4
+        assert world.tally["late_result"] > 2
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -317,7 +322,7 @@ def test_a_third_of_all_messages_lost_on_the_way_breaks_no_promise(seed):
     assert not verdict.broken, storm.tell(verdict)
 
 
-@pytest.mark.parametrize("field", sorted(name for name in Weather.__struct_fields__ if not name.endswith("_ms_max")))
+@pytest.mark.parametrize("field", FAULTS)
 def test_one_fault_alone_breaks_no_promise(field):
     """Faults that always come together hide each other."""
     value = getattr(STORM, field)
@@ -337,6 +342,15 @@ def test_one_fault_alone_breaks_no_promise(field):
     for seed in range(2):
         verdict = storm.run(seed, Weather(**alone), devices=6, rounds=4)
         assert not verdict.broken, storm.tell(verdict)
+
+
+@pytest.mark.parametrize("block", range(3))
+def test_cards_at_the_end_of_their_lives_break_no_promise(block):
+    """Syncs that fail, ends within any disk operation, and a second life on what the page cache shows."""
+    for seed in range(block * 10, block * 10 + 10):
+        verdict = storm.run(seed, weather.named("worn"))
+        assert not verdict.broken, storm.tell(verdict)
+        assert verdict.faults["sync_fails"] > 5
 
 
 def test_each_seed_has_a_swarm_of_its_own_and_the_same_one_again():

@@ -15,7 +15,8 @@ import pytest
 
 from broker.file_server import FileServer
 from broker.store import Store
-from edge_agent import config, flash, samples, story
+from edge_agent import config, flash, samples, storyfile
+from edge_agent.disk import Directory
 from edge_agent.sources import files
 from engine.codec import patch as patches
 from engine.codec import payload
@@ -90,10 +91,10 @@ def test_an_update_survives_a_kill_and_is_resent_to_the_byte_until_its_receipt(s
     assert len(decoded.indices) == QUICK.keep_count
     assert update.num_examples + update.held_out_count == EXAMPLES
     assert 0 < update.held_out_count < EXAMPLES / 2
-    kept = flash.Flash(site.state).load()
+    kept = flash.Flash(Directory(site.state)).load()
     assert (kept.outbox, kept.last_round_id, kept.residual_round_id, kept.boot) == (b"", 1, 1, 2)
-    assert flash.residual_path(site.state, 1).exists()
-    assert len(flash.load_model(site.state).files) == 2
+    assert (site.state / flash.residual_name(1)).exists()
+    assert len(flash.load_model(Directory(site.state)).files) == 2
 
 
 def test_the_next_round_starts_from_the_residual_that_the_accepted_update_left(site):
@@ -110,10 +111,10 @@ def test_the_next_round_starts_from_the_residual_that_the_accepted_update_left(s
         agent.wait_for(r'event=handled what=received-receipt effects=Persist,Forget work=idle why="round 2 stale')
         assert (first.round_id, second.round_id) == (1, 2)
         assert first.payload != second.payload
-        assert flash.Flash(site.state).load().residual_round_id == 1  # a stale update leaves no debt paid
+        assert flash.Flash(Directory(site.state)).load().residual_round_id == 1  # a stale update leaves no debt paid
         wanted = [want.digest for want in coordinator.wants]
         assert len(wanted) == len(set(wanted))  # nothing was fetched twice
-        assert not flash.residual_path(site.state, 2).exists()
+        assert not (site.state / flash.residual_name(2)).exists()
 
 
 NEXT = moved(range(0, SIZE, 1000), 1)
@@ -138,8 +139,8 @@ def test_the_next_version_comes_as_a_patch_of_which_the_child_makes_it(site):
         agent.wait_for(r"event=handled what=received-patch effects=WritePatch ")
     assert update.base_version == 2
     assert [(want.digest, want.base_version) for want in coordinator.wants] == [(file.digest, 1)]
-    assert flash.read_whole(site.state, file.digest) == NEXT
-    assert flash.load_model(site.state).version == 2
+    assert flash.read_whole(Directory(site.state), file.digest) == NEXT
+    assert flash.load_model(Directory(site.state)).version == 2
     assert len(patch) < len(NEXT) / 100
 
 
@@ -152,14 +153,14 @@ def test_a_patch_survives_a_kill_and_is_not_fetched_again(site):
             coordinator.offer(2, plan, 2)
             agent.wait_for(r"event=handled what=received-patch effects=WritePatch ")
             agent.kill()
-        assert flash.load_model(site.state).version == 1  # a half version is none
+        assert flash.load_model(Directory(site.state)).version == 1  # a half version is none
         with AgentProcess(site.config):
             coordinator.wait_for("birth", boot=2)
             coordinator.wants.clear()
             coordinator.offer(2, plan, 2)
             coordinator.wait_for("update", round_id=2)
     assert coordinator.wants == []
-    assert flash.read_whole(site.state, file.digest) == NEXT
+    assert flash.read_whole(Directory(site.state), file.digest) == NEXT
 
 
 def test_a_wrong_patch_costs_one_whole_download(site):
@@ -171,8 +172,8 @@ def test_a_wrong_patch_costs_one_whole_download(site):
         agent.wait_for(r'event=trainer round=2 ok=0 .*reason="the patch from version 1 makes something else than its')
         agent.wait_for(r"event=handled what=patchfailed effects=DropPatch,Forget,OpenFile,OpenFile ")
     assert [(want.digest, want.base_version) for want in coordinator.wants] == [(file.digest, 1), (file.digest, 0)]
-    assert flash.read_whole(site.state, file.digest) == NEXT
-    assert flash.load_model(site.state).version == 2
+    assert flash.read_whole(Directory(site.state), file.digest) == NEXT
+    assert flash.load_model(Directory(site.state)).version == 2
 
 
 def test_what_is_large_comes_by_http_and_what_is_not_there_over_mqtt(site, tmp_path):
@@ -262,9 +263,9 @@ def test_goodbye_is_a_death_with_the_numbers_of_the_birth_and_so_is_a_crash(site
                 death, _ = coordinator.wait_for("death")
                 assert (death.boot, death.connection) == (birth.boot, birth.connection)
                 agent.wait()
-    ending, entries = story.load(site.state / "story")
-    assert ending == "SIGTERM"  # the crash had no time to tell
-    assert entries[0].event == "booted"
+    record = storyfile.load(site.state / "story")
+    assert record.ending == "SIGTERM"  # the crash had no time to tell
+    assert record.entries[0].event == "booted"
 
 
 def test_one_state_directory_one_agent(site):
@@ -304,11 +305,11 @@ def test_a_full_disk_ends_the_agent_with_one_sentence_and_the_old_state_stands(s
         agent.wait_for(r"event=ready")
         agent.terminate()
         assert agent.wait() == 0
-    before = flash.Flash(site.state).load()
+    before = flash.Flash(Directory(site.state)).load()
     # A file-size limit is a full disk for whoever has no disk to fill: EFBIG in place of ENOSPC.
     full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))"
     with AgentProcess(site.config, before=full) as agent:
         agent.wait_for(r"Error: cannot use .*: File too large; free some space on the disk of .*, at least 1 MB")
         assert agent.wait() == 1
-    assert flash.Flash(site.state).load() == before
+    assert flash.Flash(Directory(site.state)).load() == before
     assert samples.Samples(site.state / "samples").count_labelled() == EXAMPLES

@@ -406,7 +406,7 @@ def test_the_queue_is_bounded_while_the_server_acknowledges_nothing(connect: Cal
         device.wait_until_up()
         for _ in range(4):
             device.link.publish("up/x", b"in flight")
-        assert seen_within(device.link._waiting.is_empty, 2)
+        assert seen_within(device.link._line._waiting.is_empty, 2)
         for _ in range(25):
             device.link.publish("up/x", b"waits")
         assert device.link.dropped == 15

@@ -64,13 +64,13 @@ def test_three_blows_one_after_the_other(crew: Crew, watch: Watch, monkeypatch: 
     assert plan.tick(watch, 0.0) == "", "no round is open"
     watch.open_round, watch.accepted = 1, {1: {"cabin", "dune"}}
     assert "killed elm while it trained" in plan.tick(watch, 10.0)  # the only one that has not reported
-    assert plan.down == "elm"
+    assert plan.down == {"elm"}
     assert not crew.agents["elm"].is_running
     assert plan.tick(watch, 10.5) == ""
     assert not crew.agents["elm"].is_running, "it stays down for a second"
     plan.tick(watch, 11.0)
     assert crew.agents["elm"].is_running
-    assert plan.down == ""
+    assert plan.down == frozenset()
     assert not plan.is_settled
     watch.births["elm"] += 1
     assert "elm is back after 2.5 s" in plan.tick(watch, 12.5)
@@ -80,7 +80,7 @@ def test_three_blows_one_after_the_other(crew: Crew, watch: Watch, monkeypatch: 
     assert plan.tick(watch, 20.0) == "", "nothing of the round is stored yet"
     watch.accepted[2] = {"cabin"}
     assert "killed the coordinator with 1 of 3 updates stored" in plan.tick(watch, 20.1)
-    assert plan.down == "coordinator"
+    assert plan.down == {"coordinator"}
     plan.tick(watch, 21.2)
     watch.births["cabin"] += 1
     assert plan.tick(watch, 22.0) == "", "two devices are still to be heard of"

@@ -11,7 +11,7 @@ from broker.registry import First
 from broker.rows import StoredUpdate
 from engine.codec import payload
 from engine.codec.update import Update as Sparse
-from firmware_sim import summary
+from firmware_sim import power, summary
 from firmware_sim.central import Central
 from firmware_sim.chaos import Blow
 from firmware_sim.data import Shares
@@ -54,6 +54,7 @@ def outcome() -> Outcome:
         server_version="2",
         cpu_s=1.26,
         wall_s=9.99,
+        trainer_cpu_s=[1.0, 1.0, 1.0, 1.0, 0.5],
     )
 
 
@@ -95,6 +96,22 @@ def test_every_kill_has_its_sentence(outcome: Outcome) -> None:
     text = summary.block(summary.numbers(WISH, outcome, CENTRAL), told)
     assert "5 finished, 5 counted, 0 refused, 0 lost, 0 counted twice" in text
     assert "MQTT server  mosquitto 2" in text
+
+
+def test_energy_is_what_the_children_and_the_radio_took_for_each_board(outcome: Outcome) -> None:
+    energy = summary.numbers(WISH, outcome, CENTRAL)["energy"]
+    assert (energy["trainer_cpu_s"], energy["device_rounds"], energy["points"]) == (4.5, 5, 79.0)
+    assert [row["board"] for row in energy["boards"]] == ["Pi Zero 2 W", "Pi 3B+", "Pi 4B", "Pi 5"]
+    for row, board in zip(energy["boards"], power.BOARDS, strict=True):
+        joules = board.core_w * board.core_ratio * 4.5 + 2.3e-6 * 200 + 0.75e-6 * 5000 + 0.3 * 5
+        assert row["wh_fleet"] == pytest.approx(joules / 3600, abs=1e-5)
+        assert row["wh_device_round"] == pytest.approx(joules / 3600 / 5, abs=1e-6)
+        assert row["wh_per_point"] == pytest.approx(joules / 3600 / 79, abs=1e-6)
+        assert row["core_s_device_round"] == pytest.approx(board.core_ratio * 0.9, abs=0.01)
+    shown = dict(summary.rows(summary.numbers(WISH, outcome, CENTRAL)))
+    assert "1.8 on a Pi Zero 2 W" in shown["energy"]  # (0.5 W x 14 x 4.5 s + 1.5 J) / 5 rounds / 3.6 J
+    assert "being on takes 0.6 to 3.0 W" in shown["energy"]
+    assert shown["energy, all"].startswith("9.2 / 10.4 / 5.6 / 4.0 mWh")
 
 
 def test_what_is_lost_is_named(outcome: Outcome) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import queue
 import random
+import select
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from wire import limits
 from wire.link import Link, LinkDown, LinkEvent, Server, parse_url, pause_ms
-from wire.waiting import Outgoing, Waiting
+from wire.waiting import Bell, Outgoing, Waiting
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -136,7 +137,6 @@ def test_a_closed_queue_takes_nothing() -> None:
     waiting = Waiting(10, 100)
     waiting.put(outgoing(1))
     assert (waiting.take(), waiting.dropped) == (None, 1)
-    waiting.release()
 
 
 def test_over_the_count_or_the_bytes_the_newest_is_dropped() -> None:
@@ -149,7 +149,6 @@ def test_over_the_count_or_the_bytes_the_newest_is_dropped() -> None:
     assert [None if one is None else len(one.payload) for one in taken] == [40, 50, 10, None]
     waiting.put(outgoing(100))  # all of the room is free again
     assert waiting.dropped == 2
-    waiting.release()
 
 
 def test_closing_forgets_and_counts_what_waited() -> None:
@@ -162,4 +161,22 @@ def test_closing_forgets_and_counts_what_waited() -> None:
     assert waiting.take() is None
     waiting.put(outgoing(100))
     assert not waiting.is_empty()
-    waiting.release()
+
+
+def test_a_ring_while_the_bell_is_silenced_is_not_the_last_one_heard() -> None:
+    class Meddling:
+        """Another thread rings just before each read."""
+
+        def recv(self, count: int) -> bytes:
+            bell.ring()
+            return sock.recv(count)
+
+    bell = Bell()
+    sock = bell.sock
+    bell.ring()
+    bell.sock = Meddling()  # type: ignore[assignment]
+    bell.silence()
+    bell.sock = sock
+    bell.ring()
+    assert select.select([sock], [], [], 1)[0] == [sock]
+    bell.release()
