@@ -32,6 +32,9 @@ FLEET_TESTS = (
     "tests/edge_agent/test_download.py",
     "tests/edge_agent/test_agent.py",  # last: what only a scripted test finds is a fault that the weather lacks
     "tests/broker/test_coordinator.py",
+    "tests/broker/test_sessions.py",
+    "tests/broker/test_turns.py",
+    "tests/broker/test_ration.py",
 )
 PARALLEL = 2
 TIMEOUT_S = 600
@@ -370,9 +373,27 @@ MUTANTS = (
     ),
     Mutant(
         SESSIONS,
-        "_pair(birth) < _pair(known.birth)",
-        "False",
+        "if known is not None and pair < _pair(known.birth) and not is_fresh:",
+        "if False:",
         "believes an old birth",
+    ),
+    Mutant(
+        SESSIONS,
+        "is_fresh = answers and pair not in heard",
+        "is_fresh = False",
+        "takes a device with a new card for a replay of itself",
+    ),
+    Mutant(
+        "broker/turns.py",
+        "following += perform(effect) if not isinstance(effect, StoreUpdate | StoreSeen) else ()",
+        "take(perform(effect) if not isinstance(effect, StoreUpdate | StoreSeen) else (), store, perform)",
+        "performs what follows of an answer before what was decided earlier",
+    ),
+    Mutant(
+        "broker/ration.py",
+        "            return False\n",
+        "            pass\n",
+        "pours out chunks without bound",
     ),
     # scale epochs
     Mutant(
