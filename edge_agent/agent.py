@@ -205,7 +205,8 @@ class Agent:
         except NotBelieved as error:
             self._count(error.reason)
             return []
-        self._presence.heard(message)
+        fetching = self._download is not None and not self._download.complete
+        self._presence.heard(message, self._outbox_digest, fetching=fetching)
         match message:
             case State():
                 return self._on_state(message, now_ms)

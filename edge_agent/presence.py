@@ -1,7 +1,9 @@
 """Presence: what the coordinator knows of this device between rounds. Births, the death as a will, telemetry. Pure.
 
 A birth opens each connection and answers each new epoch. Telemetry says now and then how the device is; while the
-coordinator has said nothing to this device alone, a birth goes with it, since the first may be lost.
+coordinator has said nothing new to this device alone, a birth goes with it, since the first may be lost. New is what
+nobody else can have brought about: an old offer may be sent again by anyone, and whoever sends rubbish in our name
+makes the coordinator sign a receipt for it.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ class PresenceCheckpoint(Struct, frozen=True):
     due_ms: int = 0  # when telemetry is due
     birth_digest: bytes = b""  # of the last one
     sequence: int = 0
-    answered: bool = False  # has the coordinator said something to this device alone since the last telemetry?
+    answered: bool = False  # has the coordinator said something new to this device alone since the last telemetry?
+    round_id: int = 0  # the newest that was offered in this run
 
 
 class Presence:
@@ -41,11 +44,12 @@ class Presence:
         self._telemetry_ms = telemetry_ms
         self._sequence = start.sequence
         self._answered = start.answered
+        self._round_id = start.round_id
 
     def checkpoint(self) -> PresenceCheckpoint:
         """What it remembers now."""
         return PresenceCheckpoint(
-            self.connection, self.epoch, self.due_ms, self.birth_digest, self._sequence, self._answered
+            self.connection, self.epoch, self.due_ms, self.birth_digest, self._sequence, self._answered, self._round_id
         )
 
     def start(self, now_ms: int) -> None:
@@ -56,12 +60,18 @@ class Presence:
         """The death that the MQTT server publishes if this connection breaks."""
         return self._id.say(Death(boot, connection), "death")
 
-    def heard(self, message: Message) -> None:
-        """Note whether the coordinator speaks to this device alone, and knows it."""
-        if isinstance(message, Offer | Chunk | Patch) or (
-            isinstance(message, Receipt) and message.verdict != "unknown"
-        ):
-            self._answered = True
+    def heard(self, message: Message, outbox_digest: bytes, *, fetching: bool) -> None:
+        """Note whether this shows that the coordinator knows us, now."""
+        match message:
+            case Offer(round_id=round_id):
+                self._answered |= round_id > self._round_id
+                self._round_id = max(self._round_id, round_id)
+            case Receipt(digest=digest, verdict=verdict):
+                self._answered |= digest == outbox_digest and verdict != "unknown"
+            case Chunk() | Patch():
+                self._answered |= fetching
+            case _:
+                pass
 
     def birth(self, durable: Durable, reading: Reading) -> Publish:
         """We are here."""

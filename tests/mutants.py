@@ -32,6 +32,7 @@ FLEET_TESTS = (
     "tests/edge_agent/test_download.py",
     "tests/edge_agent/test_agent.py",  # last: what only a scripted test finds is a fault that the weather lacks
     "tests/broker/test_coordinator.py",
+    "tests/edge_agent/test_presence.py",
     "tests/broker/test_sessions.py",
     "tests/broker/test_turns.py",
     "tests/broker/test_ration.py",
@@ -388,6 +389,24 @@ MUTANTS = (
         "following += perform(effect) if not isinstance(effect, StoreUpdate | StoreSeen) else ()",
         "take(perform(effect) if not isinstance(effect, StoreUpdate | StoreSeen) else (), store, perform)",
         "performs what follows of an answer before what was decided earlier",
+    ),
+    Mutant(
+        PRESENCE,
+        "self._answered |= digest == outbox_digest and verdict",
+        "self._answered |= verdict",
+        "takes a receipt for a forgery for an answer",
+    ),
+    Mutant(
+        PRESENCE,
+        "self._answered |= round_id > self._round_id",
+        "self._answered |= round_id >= self._round_id",
+        "takes a replayed offer for an answer",
+    ),
+    Mutant(
+        "broker/ration.py",
+        "taken += sum(wanted.count for wanted in want.ranges)",
+        "taken += 1",
+        "counts wants and not chunks",
     ),
     Mutant(
         "broker/ration.py",
