@@ -15,7 +15,7 @@ from wire.messages import File, Patch, Plan, Range, Traffic
 class Durable(Struct, frozen=True):
     """All that must survive a power cut; written whole, by one atomic write."""
 
-    boot: int = 0
+    boot: int = 0  # grows with each start, from a number drawn for an empty flash: two flashes do not look alike
     last_round_id: int = 0  # the newest round that this device has finished, or given up
     outbox: bytes = b""  # the sealed update not yet receipted; resent byte by byte the same
     outbox_round_id: int = 0
@@ -45,7 +45,7 @@ class Booted(Struct, frozen=True):
 class Connected(Struct, frozen=True):
     """The MQTT session stands and every subscription is granted."""
 
-    connection: int  # counts the connections of this boot, from anywhere on
+    connection: int  # counts the connections of this boot
 
 
 class Disconnected(Struct, frozen=True):

@@ -186,8 +186,8 @@ class Flash:
 
     # The agent's Durable
 
-    def load(self) -> Durable:
-        """Return the newest Durable that is on the card, as `load_durable` does.
+    def load(self, first_boot: int = 0) -> Durable:
+        """Return the newest Durable that is on the card, as `load_durable` does; `first_boot` if there is none.
 
         An earlier process may have ended before a sync, or because of one that failed. What the cache shows of that
         would be believed, and the slot that is truly newest written over.
@@ -201,7 +201,7 @@ class Flash:
             self.disk.sync_directory("")
             self._named.update(there)
         self._sequence, durable = load_durable(self.disk)
-        return durable
+        return durable if self._sequence else Durable(boot=first_boot)
 
     def save(self, durable: Durable) -> None:
         """Write `durable` over the older slot. Returns when it is on flash; until then the newer slot stands."""

@@ -101,13 +101,11 @@ class Service:
         self._root = settings.device.state
         self._inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._flash = flash.Flash(Directory(self._root))
-        self._kept = self._flash.load()  # what is on flash now
+        self._kept = self._flash.load(int.from_bytes(os.urandom(4), "big"))  # what is on flash now
         self._story = story.Story(_life(settings))
         self._ledger = traffic.Ledger(self._flash.disk, settings.budget.limits())
         self._began = time.monotonic()
-        # Written by the link's thread alone. From anywhere on, so that who starts with an empty directory, and with
-        # the first boot again, is not taken for a replay of itself.
-        self._connection = int.from_bytes(os.urandom(3), "big")
+        self._connection = 0  # written by the link's thread alone
         self._trainings = Trainings(settings, self._flash, self._inbox.put)
         self._fetcher = Fetcher(self._inbox.put, self._ledger.meter.on_fetched, settings.mqtt.ca_file)
         self._samples: samples.Samples | None = None

@@ -178,7 +178,7 @@ class Device:
         life = self.life
         self.ills.start()
         world.note(self.name, f"starts, life {life}")
-        self._started_ms, self._connections, self._armed_ms = world.now_ms, world.draw(2**24), None
+        self._started_ms, self._connections, self._armed_ms = world.now_ms, 0, None
         if not self.attempt(self._begin):
             return
         self.handle(Booted())
@@ -203,7 +203,7 @@ class Device:
         identity = voices.Device(keyring.FLEET, self.name, self._key.sign, verify, opened=world.opened, skew=self.skew)
         self.host.start(self.card, self._local_ms)
         jitter = random.Random(f"{world.seed}/{self.name}/{self.life}")
-        durable = self.flash.load()
+        durable = self.flash.load(first_boot=world.draw(2**32))
         world.auditor.on_start(self.name, durable, self.card.survivor())
         self.agent = Agent(identity, durable, self.host.limits, jitter)
 

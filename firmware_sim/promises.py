@@ -14,7 +14,10 @@ INVARIANTS: Final = {
     "cancelled by wish": "a round ends without a version only when the operator cancelled it, else with one",
     "one scale": "a version counts only updates that count in the scales of the version before",
     "late, then lighter": "an update weighs its examples, at most the plan's limit, less by the root of its staleness",
-    "finished, then counted": "a finished update is counted once, but for faulty ones and those of older scales",
+    "finished, then counted": (
+        "a finished update is counted once, but for faulty ones, those of older scales, "
+        "and those of rounds before the last that a replaced card had done"
+    ),
     "outbox kept": "an outbox is emptied only after a receipt that names its digest was delivered",
     "true model": "a training reads exactly the files of the version that its update names",
     "true base": "a base file holds the parameters of the version that its manifest says, the first of its epoch",

@@ -374,15 +374,21 @@ MUTANTS = (
     ),
     Mutant(
         SESSIONS,
-        "if known is not None and pair < _pair(known.birth) and not is_fresh:",
-        "if False:",
+        "return _is_same_card(birth, known) and _pair(birth) >= _pair(known)",
+        "return _is_same_card(birth, known)",
         "believes an old birth",
     ),
     Mutant(
         SESSIONS,
-        "is_fresh = answers and pair not in heard",
-        "is_fresh = False",
+        "if _is_same_card(birth, known) or birth.epoch != self._epoch:",
+        "if True:",
         "takes a device with a new card for a replay of itself",
+    ),
+    Mutant(
+        SESSIONS,
+        "if any(_is_same_card(birth, old) and _pair(birth) <= _pair(old) for old in former):",
+        "if False:",
+        "believes what a dead card once said, after a new one took its place",
     ),
     Mutant(
         "broker/turns.py",

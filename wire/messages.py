@@ -49,9 +49,8 @@ Examples: TypeAlias = Annotated[int, Meta(ge=0, le=limits.EXAMPLES_MAX)]
 class Birth(Struct, frozen=True, array_like=True, tag="birth"):
     """Device → coordinator, first message of a connection and again for each new epoch: I am here.
 
-    `(boot, connection)` only grows, but for a device whose flash was replaced; a death with another pair than the
-    newest birth's is an old one and is ignored, and so is a birth with a smaller one, unless it answers the present
-    epoch and was not heard in it before.
+    `(boot, connection)` only grows, but for a device whose flash was replaced, which draws its first boot anew; a death
+    with another pair than the newest birth's is an old one and is ignored, and so is a birth with a smaller one.
     """
 
     boot: Count

@@ -144,7 +144,8 @@ class Device:
         self._armed_ms: int | None = None
         self._next_reading_ms = 0
         identity = Identity(ground.fleet, name, keys.signer(key), ground.verify_coordinator, "firmware-sim-swarm")
-        self.agent = Agent(identity, self.flash.load(), Limits(), ground.chance)
+        durable = self.flash.load(first_boot=ground.chance.getrandbits(32))
+        self.agent = Agent(identity, durable, Limits(), ground.chance)
         self.line = new_line(
             ground.settings._replace(
                 client_id=f"{ground.fleet}-{name}",

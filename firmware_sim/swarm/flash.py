@@ -85,9 +85,9 @@ class Flash:
         self._patches: dict[bytes, Patch | None] = {}  # digest of what it makes → it; None: one has failed
         self._base: Base | None = None  # the newest version that was whole
 
-    def load(self) -> Durable:
+    def load(self, first_boot: int = 0) -> Durable:
         """The durable state; a new device's flash is empty."""
-        return msgspec.msgpack.decode(self.durable, type=Durable) if self.durable else Durable()
+        return msgspec.msgpack.decode(self.durable, type=Durable) if self.durable else Durable(boot=first_boot)
 
     def save(self, durable: Durable) -> None:
         """Replace the durable state."""

@@ -68,7 +68,7 @@ def test_an_update_survives_a_kill_and_is_resent_to_the_byte_until_its_receipt(s
     with site.coordinator as coordinator:
         coordinator.announce(QUICK)
         with AgentProcess(site.config) as agent:
-            coordinator.wait_for("birth")
+            birth, _ = coordinator.wait_for("birth")
             coordinator.offer(1, QUICK)
             outbox = agent.wait_for(r"event=outbox round=1 digest=([0-9a-f]{64}) bytes=(\d+)$")
             agent.kill()
@@ -77,7 +77,7 @@ def test_an_update_survives_a_kill_and_is_resent_to_the_byte_until_its_receipt(s
             )
         with AgentProcess(site.config) as agent:
             found = agent.wait_for(r"event=outbox-found round=1 digest=([0-9a-f]{64})$")
-            coordinator.wait_for("birth", boot=2)
+            coordinator.wait_for("birth", boot=birth.boot + 1)
             update, sealed = coordinator.wait_for("update")
             coordinator.receipt(sealed, 1)
             receipt = agent.wait_for(r"event=receipt round=1 verdict=accepted digest=([0-9a-f]{64})$")
@@ -92,7 +92,7 @@ def test_an_update_survives_a_kill_and_is_resent_to_the_byte_until_its_receipt(s
     assert update.num_examples + update.held_out_count == EXAMPLES
     assert 0 < update.held_out_count < EXAMPLES / 2
     kept = flash.Flash(Directory(site.state)).load()
-    assert (kept.outbox, kept.last_round_id, kept.residual_round_id, kept.boot) == (b"", 1, 1, 2)
+    assert (kept.outbox, kept.last_round_id, kept.residual_round_id, kept.boot) == (b"", 1, 1, birth.boot + 1)
     assert (site.state / flash.residual_name(1)).exists()
     assert len(flash.load_model(Directory(site.state)).files) == 2
 
@@ -154,8 +154,9 @@ def test_a_patch_survives_a_kill_and_is_not_fetched_again(site):
             agent.wait_for(r"event=handled what=received-patch effects=WritePatch ")
             agent.kill()
         assert flash.load_model(Directory(site.state)).version == 1  # a half version is none
+        boot = flash.Flash(Directory(site.state)).load().boot
         with AgentProcess(site.config):
-            coordinator.wait_for("birth", boot=2)
+            coordinator.wait_for("birth", boot=boot + 1)
             coordinator.wants.clear()
             coordinator.offer(2, plan, 2)
             coordinator.wait_for("update", round_id=2)
@@ -255,14 +256,17 @@ def test_the_memory_limit_of_the_plan_is_one_sentence_and_no_update(site):
 def test_goodbye_is_a_death_with_the_numbers_of_the_birth_and_so_is_a_crash(site):
     with site.coordinator as coordinator:
         coordinator.announce(QUICK)
-        for boot, end in ((1, AgentProcess.terminate), (2, AgentProcess.kill)):
+        boots = []
+        for end in (AgentProcess.terminate, AgentProcess.kill):
             with AgentProcess(site.config) as agent:
                 birth, _ = coordinator.wait_for("birth")
-                assert (birth.boot, birth.num_examples) == (boot, EXAMPLES)
+                assert birth.num_examples == EXAMPLES
+                boots.append(birth.boot)
                 end(agent)
                 death, _ = coordinator.wait_for("death")
                 assert (death.boot, death.connection) == (birth.boot, birth.connection)
                 agent.wait()
+    assert boots[1] == boots[0] + 1
     record = storyfile.load(site.state / "story")
     assert record.ending == "SIGTERM"  # the crash had no time to tell
     assert record.entries[0].event == "booted"

@@ -69,7 +69,7 @@ def test_the_account_names_every_byte_of_a_round_and_goes_on_after_a_restart(mos
         assert whole["today"] == whole["up"] + whole["down"]
         with AgentProcess(path) as agent:
             agent.wait_for(r"event=outbox-found round=1 ")
-            coordinator.wait_for("birth", boot=2)
+            coordinator.wait_for("birth")
             coordinator.wait_for("update")
             coordinator.receipt(sealed, 1)
             agent.wait_for(r"event=receipt round=1 verdict=accepted")
