@@ -10,7 +10,7 @@ SEEDS := 1
 endif
 
 SHELL := /bin/bash
-.PHONY: bench-accuracy bench-codec bench-demo bench-faults bench-finetune bench-qas bench-sim kernels test-aarch64 help demo test check format sim mutants model warm nightly clean
+.PHONY: bench-accuracy bench-asynchrony bench-aggregate bench-codec bench-demo bench-faults bench-finetune bench-qas bench-sim kernels test-aarch64 help demo test check format sim mutants model warm nightly clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -61,6 +61,12 @@ bench-qas: .venv/warm ## int8 training against float32, one device and a fleet; 
 
 bench-accuracy: .venv/warm ## what a fleet learns that sends 1 % or 0.1 %, and for how many bytes; needs FLEET_MODELS and FLEET_DATA; ARGS=--json
 	@$(BIN)/python -m benchmarks.accuracy $(ARGS)
+
+bench-aggregate: .venv/warm ## what each aggregation rule costs, beside Flower and NumPy, and what an update costs that comes in; ARGS=--json
+	@$(BIN)/python -m benchmarks.aggregate $(ARGS)
+
+bench-asynchrony: .venv/warm ## how long fast and slow devices take to learn, buffered and synchronous; needs FLEET_MODELS and FLEET_DATA; ARGS=--json
+	@$(BIN)/python -m benchmarks.asynchrony $(ARGS)
 
 bench-codec: .venv/warm ## what an update costs, beside its peers; needs FLEET_MODELS and FLEET_DATA; ARGS=--json
 	@$(BIN)/python -m benchmarks.codec $(ARGS)

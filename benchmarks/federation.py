@@ -179,7 +179,8 @@ class _Coordinator:
         """End a round: sum, step, publish. Gives the patch from the version before."""
         before, frame = self.numbers.published, self.frame
         size, rate = frame.suffix.num_params, self._options.publish_rate
-        total = ring.add_all(ring.empty(size, frame.lane), updates)
+        members = [ring.Member((str(place), 1), *update) for place, update in enumerate(updates)]
+        total = ring.add_all(ring.empty(ring.Purpose(size, frame.lane)), members)
         step = ring.mean_step(total, self._options.learning_rate)
         most = min(size, max(1, round(rate * size)) if rate else PUBLISHED_PER_SENT * self._options.sending.k)
         self.numbers = master.advance(frame, self.numbers, step, publish_max=most).numbers

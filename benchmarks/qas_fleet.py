@@ -114,8 +114,8 @@ def _int8(setting: Setting, frame: Frame, shares: Shares, params: NDArray[Any], 
             sent = residual.step(local.astype(np.int64) - published, owed[device], frame, everything, number + 1)
             owed[device] = sent.owed
             update = payload.decode(sent.payload, frame.shapes, lane="int8", k_max=size, coding="rice")
-            updates.append((update, len(labels)))
-        step = ring.mean_step(ring.add_all(ring.empty(size, "int8"), updates), 1.0)
+            updates.append(ring.Member((device, number), update, len(labels)))
+        step = ring.mean_step(ring.add_all(ring.empty(ring.Purpose(size, "int8")), updates), 1.0)
         numbers = master.advance(frame, numbers, step, publish_max=size).numbers
         now = frame.graph_with(scheme.load_params(frame.suffix, numbers.published))
         found.append(_accuracy(train.evaluate(now, frame.suffix, *test)))

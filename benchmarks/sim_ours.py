@@ -26,8 +26,8 @@ READING_MS: Final = HOUR_MS // 4
 
 def measure(devices: int, rounds: int, *, real_keys: bool, calm: bool) -> dict[str, Any]:
     """One row."""
-    storm = profiles.CALM if calm else profiles.stretched(profiles.STORM, devices, TIMES)
-    weather = msgspec.structs.replace(storm, reading_every_ms=READING_MS)
+    weather = profiles.stretched(profiles.CALM if calm else profiles.STORM, devices, TIMES)
+    weather = msgspec.structs.replace(weather, reading_every_ms=READING_MS)
     gc.freeze()
     began_s = time.process_time()
     world = World(1, weather, devices=devices, real_keys=real_keys)

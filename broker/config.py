@@ -11,10 +11,13 @@ import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias, get_type_hints
+from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
+from msgspec.structs import force_setattr
 
+from broker.database import Address, Place
 from wire.limits import UPDATE_PAYLOAD_BYTES_MAX
 from wire.messages import FleetId, Name, Train, Url  # noqa: TC001 - msgspec reads the annotations
 from wire.topics import TopicError, check_name
@@ -63,10 +66,30 @@ class Http(Struct, frozen=True):
             raise ValueError("a certificate needs its key: set cert_file and key_file, or neither")
 
 
-class StoreFile(Struct, frozen=True):
-    """The one file that keeps everything."""
+class Monitor(Struct, frozen=True):
+    """Where monitors ask: /metrics for Prometheus, /healthz, /readyz."""
 
-    path: str = "broker.db"
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 0  # 0: nowhere
+    bind: str = "127.0.0.1"  # empty: every address of this machine
+
+
+class StorePlace(Struct, frozen=True):
+    """What keeps everything: the file of SQLite at `path`, or PostgreSQL at `url`."""
+
+    path: str = ""  # broker.db where there is no url
+    url: str = ""  # postgresql://user@host/database; coordinators on several machines can share it
+    password_file: str = ""  # of that user; PostgreSQL's own PGPASSFILE does as well
+
+    def __post_init__(self) -> None:
+        """Refuse two stores, and a password that every reader of this file would see."""
+        if self.url and self.path:
+            raise ValueError("a path and a url: one of them, else nobody knows which store is meant")
+        if self.password_file and not self.url:
+            raise ValueError("a password_file without a url: a file of SQLite has no password")
+        if self.url:
+            _check_store_url(self.url)
+        elif not self.path:
+            force_setattr(self, "path", "broker.db")
 
 
 class KeyFile(Struct, frozen=True):
@@ -106,8 +129,11 @@ class Recipe(Struct, frozen=True):
 class Round(Struct, frozen=True):
     """What a round is unless `broker round open` says otherwise."""
 
-    updates_min: Positive = 1
-    cohort_max: Count = 0  # 0: everyone present and eligible
+    mode: Literal["buffered", "synchronous"] = "buffered"  # offered to all at once, or to a cohort one by one
+    updates_min: Positive = 1  # never close with fewer
+    updates_enough: Positive = 10  # buffered: close at once with so many
+    cohort_max: Count = 0  # how many devices a round wants; 0: everyone present and eligible
+    oversample: Annotated[float, Meta(ge=1.0, le=10.0)] = 1.3  # synchronous: invite so many times as many as it wants
     lasts_s: Annotated[int, Meta(ge=1, le=30 * 24 * 3600)] = 600
 
 
@@ -120,7 +146,7 @@ class Evaluate(Struct, frozen=True):
 class Aggregate(Struct, frozen=True):
     """How many updates become one step."""
 
-    rule: str = "fedavg"
+    rule: str = "guarded"
     learning_rate: Annotated[float, Meta(gt=0.0, le=100.0)] = 1.0
     publish_rate: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0  # share of the parameters that a version changes for
     # devices; what is held back comes with a later one. 0: four for each that an update carries
@@ -133,7 +159,8 @@ class Config(Struct, frozen=True):
     model: Model
     mqtt: Mqtt = Mqtt()
     http: Http = Http()
-    store: StoreFile = StoreFile()
+    metrics: Monitor = Monitor()
+    store: StorePlace = StorePlace()
     key: KeyFile = KeyFile()
     plan: Recipe = Recipe()
     round: Round = Round()
@@ -144,6 +171,13 @@ class Config(Struct, frozen=True):
     def path(self, name: str) -> Path:
         """A path of the file, seen from where we are."""
         return Path(self.directory) / name
+
+    def store_place(self) -> Place:
+        """Where the store is."""
+        store = self.store
+        if not store.url:
+            return self.path(store.path)
+        return Address(store.url, self.path(store.password_file) if store.password_file else None)
 
 
 def load(path: Path) -> Config:
@@ -178,6 +212,15 @@ def parse_duration_ms(text: str) -> int:
     if match is None:
         raise ConfigError(f"{text!r} is no duration: write 90s, 10m, 2h or 1d")
     return int(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]] * 1000
+
+
+def _check_store_url(url: str) -> None:
+    """Refuse what is no URL of PostgreSQL, and one with a secret in it."""
+    parts = urlsplit(url)
+    if parts.scheme not in {"postgresql", "postgres"}:
+        raise ValueError("url: write postgresql://user@host/database")
+    if parts.password is not None or {"password", "sslpassword"} & parse_qs(parts.query).keys():
+        raise ValueError("a url with a password: name a password_file, or leave it to PGPASSFILE")
 
 
 def _check_keys(tree: dict[str, Any], kind: type[Struct], where: str) -> None:

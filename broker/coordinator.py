@@ -10,6 +10,7 @@ Rules that keep finished work:
 3. The new version, the updates that it counts and the round's end are one transaction: a crash before it leaves
    all of them to be counted, a crash after it none.
 4. An update whose round has closed, or was cancelled, is counted by the next one that closes.
+5. A round's nonce and share are stored before anyone hears of them, and a share only grows: who was drawn stays so.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from broker.effects import (
     Aggregate,
     Aggregated,
     AggregateFailed,
+    Choice,
     CommitRound,
     Connected,
     Disconnected,
@@ -37,6 +39,7 @@ from broker.effects import (
     RoundsRead,
     Snapshot,
     StoreEpoch,
+    StoreInvited,
     StoreRound,
     StoreSeen,
     StoreUpdate,
@@ -46,30 +49,23 @@ from broker.effects import (
 from broker.ration import Rations
 from broker.rounds import Round
 from broker.sessions import Sessions
+from broker.standing import Standings
+from broker.verdicts import judge
 from wire import envelope, topics
-from wire.messages import (
-    Birth,
-    Death,
-    Message,
-    Offer,
-    State,
-    Telemetry,
-    Update,
-    Verdict,
-    Want,
-)
+from wire.messages import Birth, Death, Message, State, Telemetry, Update, Want
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from random import Random
 
     from broker.voice import Identity
-    from wire.messages import Manifest, Plan
+    from wire.messages import Manifest, Offer, Plan
 
 SETTLE_MS: Final = 5_000  # after a new epoch, how long births may take before absence means absence
 RETRY_MS: Final = 10_000
-ROUNDS_REMEMBERED: Final = 64  # an update of an older round is stale
+ROUNDS_REMEMBERED: Final = 1024  # an update of an older round is stale; buffered ones pass quickly
 STRANGERS_MAX: Final = 1_000  # unknown device ids that are answered, once each, in one run
+BIRTH_BYTES_MAX: Final = 512  # of a stranger's birth, to be kept
 
 
 class Coordinator:
@@ -81,11 +77,13 @@ class Coordinator:
         self._chance = chance
         self._epoch = snapshot.epoch
         self._round: Round | None = None
+        self._haste = 1  # how many times the share that a round asks for is drawn: lately too few came
         self._fleet: dict[str, str] = {}
         self._verifiers: dict[str, envelope.Verify] = {}
         self._sessions = Sessions()
         self._rations = Rations()
-        self._strangers: set[str] = set()
+        self._standings = Standings(snapshot.tags, snapshot.took)
+        self._strangers: dict[str, bytes] = {}  # who was told to be unknown, and the birth if it is there
         self._read_fleet(snapshot.fleet)
         self._last = dict(snapshot.last)
         self._pending = {(p.device_id, p.round_id): p for p in snapshot.pending}
@@ -127,12 +125,14 @@ class Coordinator:
             case Disconnected():
                 self._up = False
                 self._sessions.all_unknown()
+                self._strangers = dict.fromkeys(self._strangers, b"")
                 if self._round is not None:
                     self._round.all_left()
                 return []
             case Received(topic=topic, payload=payload):
                 return self._on_received(topic, payload, now_ms)
-            case FleetRead(fleet=fleet):
+            case FleetRead(fleet=fleet, tags=tags):
+                self._standings.read_tags(tags)
                 return self._on_fleet_read(fleet, now_ms)
             case RoundsRead(waiting=waiting, unwanted=unwanted):
                 known = self._rounds.keys() | {row.round_id for row in self._waiting}
@@ -165,7 +165,7 @@ class Coordinator:
         if self._manifest is not None:
             effects.append(self._id.share(self._manifest))
         if self._round is not None:
-            effects.append(self._tell_plan(self._round.row.plan))
+            effects += [self._tell_plan(self._round.row.plan), *self._announce(now_ms)]
         return [*effects, *self._open_or_idle(now_ms)]
 
     def _begin_epoch(self) -> None:
@@ -173,14 +173,15 @@ class Coordinator:
         self._sessions.begin(self._epoch)
 
     def _on_fleet_read(self, fleet: dict[str, str], now_ms: int) -> list[Effect]:
-        knocked = bool(self._strangers & fleet.keys())
+        knocked = [(name, self._strangers[name]) for name in sorted(self._strangers.keys() & fleet.keys())]
         self._read_fleet(fleet)
-        effects: list[Effect] = []
-        if knocked and self._up:
-            # It was told that nobody knows it, and will not speak of itself again unless everyone is asked to.
-            self._begin_epoch()
-            effects += [StoreEpoch(self._epoch), self._id.share(self._state(online=True))]
+        effects = [effect for name, sealed in knocked for effect in self._let_in(name, sealed, now_ms)]
         return [*effects, *self._close_if_due(now_ms)]
+
+    def _let_in(self, device_id: str, sealed: bytes, now_ms: int) -> list[Effect]:
+        """It was told that nobody knows it, and is not any more: its birth is believed now, if it still is there."""
+        seen = self._on_received(topics.up(self._id.fleet, device_id, "birth"), sealed, now_ms) if sealed else []
+        return [self._id.receipt(device_id, sealed, 0, "accepted", ""), *seen] if seen else []
 
     def _on_tick(self, now_ms: int) -> list[Effect]:
         if self._retry_at_ms is not None and now_ms >= self._retry_at_ms:
@@ -194,9 +195,13 @@ class Coordinator:
         if now_ms >= current.ends_at_ms:
             current.extend(now_ms)
             current.draw_again()
+            if current.row.nonce:
+                current.row = cohort.with_larger_share(current.row)
+                self._remember(current.row)
+                effects.append(StoreRound(current.row))
             if self._manifest is not None:  # what was retained may be lost or overwritten, and nobody can tell us
                 effects += [self._id.share(self._manifest), self._tell_plan(current.row.plan)]
-            effects += self._invite(self._sessions.present(), now_ms)
+            effects += self._announce(now_ms)
         return effects
 
     # What arrives
@@ -232,6 +237,7 @@ class Coordinator:
             case Want():
                 return self._on_want(device_id, message, now_ms)
             case Telemetry():
+                self._standings.on_telemetry(device_id, message.battery_rate)
                 work, reason, traffic = message.work, message.reason, message.traffic
                 return [StoreSeen(device_id, present=True, work=work, reason=reason, traffic=traffic)]
             case _:
@@ -247,7 +253,7 @@ class Coordinator:
         if device_id in current.invited and not current.has_reported(device_id):
             current.invite(device_id)
             return [seen, self._offer(device_id)]  # it may have slept through the first one
-        return [seen, *self._invite({device_id: birth}, now_ms)]  # whoever else is there was drawn, or not, before
+        return [seen, *self._invite(self._draw({device_id: birth}, now_ms))]  # the others were drawn, or not, before
 
     def _on_want(self, device_id: str, want: Want, now_ms: int) -> list[Effect]:
         answer = serving.answer(want, self._manifest, self._id.fleet, device_id)
@@ -257,7 +263,10 @@ class Coordinator:
 
     def _on_update(self, device_id: str, update: Update, sealed: bytes, now_ms: int) -> list[Effect]:
         digest = hashlib.sha256(sealed).digest()
-        verdict, reason = self._judge(device_id, update, digest)
+        last, rounds_ = self._last.get(device_id), self._rounds
+        verdict, reason = judge(
+            device_id, update, digest, last=last, rounds=rounds_, manifest=self._manifest, identity=self._id
+        )
         receipt = self._id.receipt(device_id, sealed, update.round_id, verdict, reason)
         if verdict != "accepted":
             return [*self._refuse(verdict), receipt]
@@ -273,31 +282,11 @@ class Coordinator:
             update.payload,
         )
         self._last[device_id] = Last(update.round_id, digest)
+        self._standings.on_update(device_id, update.round_id, update.base_version)
         self._pending[device_id, update.round_id] = Pending(device_id, update.round_id, update.base_version, weight)
         if self._round is not None and self._round.row.round_id == update.round_id:
             self._round.report(device_id)
         return [StoreUpdate(row), receipt, *self._close_if_due(now_ms)]
-
-    def _judge(self, device_id: str, update: Update, digest: bytes) -> tuple[Verdict, str]:
-        """Verdict and reason for a signed update of an enrolled device."""
-        last = self._last.get(device_id)
-        if last is not None and update.round_id == last.round_id:
-            if digest == last.digest:
-                return "duplicate", ""
-            return "refused", f"another update of round {update.round_id} is stored already"
-        if last is not None and update.round_id < last.round_id:
-            return "stale", f"an update of the later round {last.round_id} is stored already"
-        row = self._rounds.get(update.round_id)
-        if row is None:
-            if update.round_id < min(self._rounds, default=0):
-                return "stale", f"round {update.round_id} is older than the coordinator remembers"
-            return "refused", f"round {update.round_id} was never opened"
-        if update.base_version != row.base_version:
-            return "refused", f"round {row.round_id} trains version {row.base_version}, not {update.base_version}"
-        if self._manifest is not None and row.plan.scale_epoch != self._manifest.scale_epoch:
-            return "stale", f"round {row.round_id} counts in scale epoch {row.plan.scale_epoch}, which is over"
-        reason = self._id.admit(update.payload, row.plan)
-        return ("accepted", "") if reason is None else ("refused", reason)
 
     # Rounds
 
@@ -318,11 +307,14 @@ class Coordinator:
         # the operator's wish is older than the model that it is carried out on
         plan = msgspec.structs.replace(waiting.plan, scale_epoch=self._manifest.scale_epoch)
         row = msgspec.structs.replace(waiting, status="open", plan=plan, base_version=self._manifest.model_version)
+        if row.mode == "buffered" and row.choice == Choice():
+            there = self._standings.among(row, self._sessions.present())
+            row = cohort.with_coin(row, len(there), self._haste, self._chance)
         self._remember(row)
         self._round = Round(row, now_ms)
         plan_told: list[Effect] = [] if row.plan == self._told_plan else [self._tell_plan(row.plan)]
         state = self._id.share(self._state(online=True))
-        return [StoreRound(row), *plan_told, state, *self._invite(self._sessions.present(), now_ms)]
+        return [StoreRound(row), *plan_told, state, *self._announce(now_ms)]
 
     def _open_or_idle(self, now_ms: int) -> list[Effect]:
         """Open the round that waits, or say that none is open: in either case everyone hears one new state."""
@@ -336,14 +328,27 @@ class Coordinator:
         if self._round is not None:
             self._round.left(device_id)
 
-    def _invite(self, candidates: Mapping[str, Birth], now_ms: int) -> list[Effect]:
+    def _announce(self, now_ms: int) -> list[Effect]:
+        """Offer the open round to those who are there: in one word to all, or in one to each that is drawn."""
+        drawn = self._draw(self._sessions.present(), now_ms)
+        if self._round is not None and self._round.row.nonce:
+            return [self._id.share(self._offered(self._round))]
+        return self._invite(drawn)
+
+    def _invite(self, drawn: list[str]) -> list[Effect]:
+        if self._round is None or not drawn:
+            return []
+        return [StoreInvited(self._round.row.round_id, tuple(drawn)), *map(self._offer, drawn)]
+
+    def _draw(self, candidates: Mapping[str, Birth], now_ms: int) -> list[str]:
         current = self._round
         if current is None or current.closing or now_ms > current.ends_at_ms:
             return []
-        drawn = cohort.draw(current.row, candidates, current.invited, self._chance)
+        eligible = self._standings.among(current.row, candidates)
+        drawn = cohort.draw(current.row, self._id.fleet, eligible, current.invited, self._chance)
         for device_id in drawn:
             current.invite(device_id)
-        return [self._offer(device_id) for device_id in drawn]
+        return drawn
 
     def _close_if_due(self, now_ms: int) -> list[Effect]:
         current = self._round
@@ -370,12 +375,14 @@ class Coordinator:
         self._manifest = serving.manifest_after(manifest, done)
         row = msgspec.structs.replace(current.row, status="closed", model_version=self._manifest.model_version)
         self._remember(row)
+        self._haste = cohort.haste_after(row, len(self._members), self._haste)
         self._end_round(current)
         for member in self._members:
             del self._pending[member.device_id, member.round_id]
         commit = CommitRound(row, self._manifest, done, self._members)
         told: list[Effect] = [commit, self._id.share(self._manifest)]
-        return [*told, *self._open_or_idle(now_ms)]
+        told += self._open_or_idle(now_ms)
+        return [*told, *self._close_if_due(now_ms)]  # as many as are enough may have come while the sum was made
 
     def _end_unwanted(self, now_ms: int) -> list[Effect]:
         """Close the round that nobody wants, unless its sum is under way. What is stored of it stays pending."""
@@ -402,17 +409,21 @@ class Coordinator:
 
     def _offer(self, device_id: str) -> Effect:
         assert self._round is not None, "an offer needs an open round"
-        row = self._round.row
-        offer = Offer(row.round_id, self._round.plan_digest, row.base_version, row.lasts_ms)
-        return self._id.say(device_id, offer)
+        return self._id.say(device_id, self._offered(self._round))
+
+    def _offered(self, current: Round) -> Offer:
+        return cohort.offer(current.row, current.plan_digest, len(self._fleet))
 
     def _answer_stranger(self, address: topics.Address, payload: bytes) -> list[Effect]:
         """Tell a device that is not enrolled so, once: anyone may use its name."""
-        if address.kind not in ("birth", "update") or address.device_id in self._strangers:
+        known = address.device_id in self._strangers
+        if not known and (len(self._strangers) >= STRANGERS_MAX or address.kind not in ("birth", "update")):
             return []
-        if len(self._strangers) >= STRANGERS_MAX:
+        birth = payload if address.kind == "birth" and len(payload) <= BIRTH_BYTES_MAX else b""
+        if not known or address.kind in ("birth", "death"):
+            self._strangers[address.device_id] = birth
+        if known:
             return []
-        self._strangers.add(address.device_id)
         reason = f"not enrolled; the operator can add it: broker fleet add {address.device_id} KEY"
         return [self._id.receipt(address.device_id, payload, 0, "unknown", reason)]
 
@@ -436,4 +447,4 @@ class Coordinator:
         for device_id in sorted(fleet.keys() - self._verifiers.keys()):
             self._verifiers[device_id] = self._id.verifier(fleet[device_id])
         self._fleet = dict(fleet)
-        self._strangers -= fleet.keys()
+        self._strangers = {name: birth for name, birth in self._strangers.items() if name not in fleet}

@@ -8,7 +8,23 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
+from wire.limits import COIN_SIDES
 from wire.messages import File, Manifest, Plan, Traffic
+
+Mode: TypeAlias = Literal["buffered", "synchronous"]
+
+
+class Choice(Struct, frozen=True, omit_defaults=True):
+    """Whom a round is for, beyond what its plan says. The defaults leave nobody out.
+
+    Only the coordinator can tell who is meant, so a round with a choice is offered one by one.
+    """
+
+    tags: tuple[str, ...] = ()  # the operator's; a device has every one of them
+    battery_rate_min: float = 0.0  # of a device that tells its battery's
+    version_min: int = 0  # of the model on its flash
+    rounds_max: int = 0  # of the last `rounds_of` rounds that a device may have taken part in; 0: of all
+    rounds_of: int = 0
 
 
 class RoundRow(Struct, frozen=True):
@@ -22,6 +38,11 @@ class RoundRow(Struct, frozen=True):
     lasts_ms: int
     base_version: int = 0  # set when it opens
     model_version: int = 0  # set when it closes; its base version again: it was cancelled, and made none
+    mode: Mode = "synchronous"  # offered to all at once, or one by one
+    updates_enough: int = 0  # it closes at once with so many; 0: when nobody is awaited, or time is up
+    nonce: bytes = b""  # of a buffered round, set when it opens: what its coins are made of (wire.coin)
+    draw: int = COIN_SIDES  # the share of them that takes part; it only grows
+    choice: Choice = Choice()
 
     @property
     def is_cancelled(self) -> bool:
@@ -67,6 +88,8 @@ class Snapshot(Struct, frozen=True):
     last: dict[str, Last]
     pending: tuple[Pending, ...]
     manifest: Manifest | None
+    tags: dict[str, frozenset[str]] = {}  # by device
+    took: dict[str, tuple[int, ...]] = {}  # device → the newest rounds of its stored updates, in order
 
 
 # Events
@@ -88,9 +111,10 @@ class Received(Struct, frozen=True):
 
 
 class FleetRead(Struct, frozen=True):
-    """The operator changed who is enrolled."""
+    """The operator changed who is enrolled, or what devices are called by."""
 
     fleet: dict[str, str]
+    tags: dict[str, frozenset[str]] = {}
 
 
 class RoundsRead(Struct, frozen=True):
@@ -110,6 +134,7 @@ class Aggregated(Struct, frozen=True):
     remainder: bytes = b""  # of the master (engine.master): kept with the version, and never sent
     model: bytes = b""  # a new base file, in whose scales the parameters are and which holds them; empty: it stays
     patch: bytes = b""  # what makes them of the version before (engine.codec.patch); empty: nothing does
+    rule_state: bytes = b""  # what the aggregation rule remembers of this version: kept with it, and never sent
 
 
 class AggregateFailed(Struct, frozen=True):
@@ -182,6 +207,13 @@ class StoreUpdate(Struct, frozen=True):
     row: UpdateRow
 
 
+class StoreInvited(Struct, frozen=True):
+    """Count an offer of the round to each of these devices, for `broker fleet show`."""
+
+    round_id: int
+    device_ids: tuple[str, ...]
+
+
 class StoreRound(Struct, frozen=True):
     """Keep a round's new status."""
 
@@ -208,5 +240,14 @@ class CommitRound(Struct, frozen=True):
 
 
 Effect: TypeAlias = (
-    Publish | SendChunk | SendPatch | StoreEpoch | StoreSeen | StoreUpdate | StoreRound | Aggregate | CommitRound
+    Publish
+    | SendChunk
+    | SendPatch
+    | StoreEpoch
+    | StoreSeen
+    | StoreInvited
+    | StoreUpdate
+    | StoreRound
+    | Aggregate
+    | CommitRound
 )

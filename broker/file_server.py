@@ -23,11 +23,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any, Final
 
-from broker.sqlite import StoreError
+from broker.database import StoreError
 from broker.store import Store
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from broker.database import Place
 
 CONNECTIONS_MAX: Final = 32
 IDLE_S: Final = 30.0  # for a peer that sends nothing, or does not take a piece in that time
@@ -38,21 +40,21 @@ _RANGE: Final = re.compile(r"bytes=([0-9]{0,19})-([0-9]{0,19})")
 
 
 class FileServer:
-    """Serves the model files of the store at `store_path` from the moment it is made until `stop`.
+    """Serves the model files of the store at `place` from the moment it is made until `stop`.
 
     `port` 0 is any free one; with a certificate it speaks TLS 1.2 or newer. Raises OSError where the address or the
     certificate cannot be used.
     """
 
     def __init__(
-        self, store_path: Path, bind: str, port: int, cert_file: Path | None = None, key_file: Path | None = None
+        self, place: Place, bind: str, port: int, cert_file: Path | None = None, key_file: Path | None = None
     ) -> None:
         context = None
         if cert_file is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             context.load_cert_chain(cert_file, key_file)
-        self._server = _Server(store_path, (bind, port), context)
+        self._server = _Server(place, (bind, port), context)
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, name="file-server", daemon=True)
         self._thread.start()
@@ -69,8 +71,8 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False  # a slow device must not keep the coordinator from ending
     request_queue_size = CONNECTIONS_MAX
 
-    def __init__(self, store_path: Path, address: tuple[str, int], context: ssl.SSLContext | None) -> None:
-        self.store_path = store_path
+    def __init__(self, place: Place, address: tuple[str, int], context: ssl.SSLContext | None) -> None:
+        self.place = place
         self._context = context
         self._free = threading.BoundedSemaphore(CONNECTIONS_MAX)
         self._since: dict[socket.socket, float] = {}  # every connection that is served, and since when
@@ -124,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self._store = Store(self.server.store_path, read_only=True)  # SQLite's connections belong to their threads
+        self._store = Store(self.server.place, read_only=True)  # connections belong to their threads
 
     def finish(self) -> None:
         try:

@@ -6,13 +6,16 @@ coordinator's key is what every device believes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
-from broker.config import EMBEDDED, Aggregate, Http, KeyFile, Recipe, Round, StoreFile, parse
+from broker.config import EMBEDDED, Aggregate, Http, KeyFile, Recipe, Round, parse
+from broker.database import Address, open_database
 from broker.plans import FLOAT_BITS, plan_of
 from broker.registry import first_version
 from broker.store import Store
@@ -22,8 +25,7 @@ from wire.link import parse_url
 from wire.messages import MessageError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from broker.database import Place
     from broker.registry import First
 
 CONFIG_FILE: Final = "broker.toml"
@@ -43,7 +45,7 @@ port = 1883                   # of the embedded server; 0: any free one
 # key_file = "coordinator.tls-key.pem"
 
 [store]
-path = "broker.db"            # SQLite: every update, round and model version
+{store}
 
 [key]
 file = "coordinator.key"      # what every device believes; keep it, and keep it secret
@@ -71,8 +73,11 @@ trainer_memory_mb = {plan.trainer_memory_mb}       # limit of the training child
 trainer_s_max = {plan.trainer_s_max}
 
 [round]
+mode = "{round.mode}"             # the next round opens when enough came; "synchronous": it waits for its cohort
 updates_min = {round.updates_min}               # never close with fewer
-cohort_max = {round.cohort_max}                # 0: invite everyone who is there
+updates_enough = {round.updates_enough}           # buffered: close at once with so many
+cohort_max = {round.cohort_max}                # how many devices a round wants; 0: everyone who is there
+oversample = {round.oversample}              # synchronous: invite so many times as many, and take the first to come
 lasts_s = {round.lasts_s}
 
 [evaluate]
@@ -90,6 +95,10 @@ bind = "{http.bind}"            # of our port; empty: every address
 # cert_file = "http.pem"      # with its key: HTTPS
 # key_file = "http-key.pem"
 """
+_SQLITE: Final = 'path = "broker.db"            # SQLite: every update, round and model version'
+_POSTGRES: Final = """\
+url = {url}  # PostgreSQL: every update, round and model version
+# password_file = "store.password"  # or PGPASSFILE"""
 
 
 class FoundingError(Exception):
@@ -106,6 +115,7 @@ class Wishes(Struct, frozen=True):
     fleet: str = "fleet"
     mqtt: str = "embedded"
     evaluate: str = ""
+    store: str = ""  # postgresql://user@host/database; empty: a file
 
 
 class Founded(Struct, frozen=True):
@@ -118,29 +128,37 @@ class Founded(Struct, frozen=True):
 
 def found(directory: Path, wishes: Wishes) -> Founded:
     """Make the directory; FoundingError, ModelError, ConfigError or StoreError, and nothing is overwritten."""
-    paths = [directory / name for name in (CONFIG_FILE, KeyFile().file, StoreFile().path)]
+    config = parse(_text(wishes), directory)
+    place = config.store_place()
+    paths = [directory / CONFIG_FILE, directory / KeyFile().file, *([place] if isinstance(place, Path) else [])]
     taken = next((path for path in paths if path.exists()), None)
     if taken is not None:
         raise FoundingError(f"{taken} exists, and nothing is overwritten: choose another directory")
-    config = parse(_text(wishes), directory)
+    if isinstance(place, Address) and _is_taken(place):
+        raise FoundingError(f"there is a store at {place}, and nothing is overwritten: name another database")
     try:
         if config.mqtt.url != EMBEDDED:
             parse_url(config.mqtt.url)
         model = wishes.model.read_bytes()
         first = first_version(model, wishes.name, wishes.train, wishes.reset_seed)
         plan_of(config, first.manifest, frame_of(model, wishes.train))
-        return _write(directory, wishes, first)
+        return _write(directory, place, wishes, first)
     except OSError as error:
         raise FoundingError(f"cannot make {directory}: {error.filename}: {error.strerror}") from error
     except (MessageError, ValueError) as error:
         raise FoundingError(f"{wishes.model}: {error}") from error
 
 
-def _write(directory: Path, wishes: Wishes, first: First) -> Founded:
+def _is_taken(address: Address) -> bool:
+    with contextlib.closing(open_database(address, read_only=True)) as database:
+        return bool(database.columns("settings"))
+
+
+def _write(directory: Path, place: Place, wishes: Wishes, first: First) -> Founded:
     directory.mkdir(parents=True, exist_ok=True)
     seed = keys.generate()
     keys.save_private(directory / KeyFile().file, seed)
-    with Store(directory / StoreFile().path) as store:
+    with Store(place) as store:
         store.put_first_version(*first)
     config_path = directory / CONFIG_FILE
     with config_path.open("x", encoding="utf-8") as file:
@@ -153,6 +171,7 @@ def _write(directory: Path, wishes: Wishes, first: First) -> Founded:
 def _text(wishes: Wishes) -> str:
     # a JSON string is a TOML string
     quoted = {key: json.dumps(getattr(wishes, key)) for key in ("fleet", "mqtt", "name", "train", "evaluate")}
+    store = _POSTGRES.format(url=json.dumps(wishes.store)) if wishes.store else _SQLITE
     return _CONFIG.format(
-        **quoted, plan=Recipe(), round=Round(), aggregate=Aggregate(), http=Http(), float_bits=FLOAT_BITS
+        **quoted, store=store, plan=Recipe(), round=Round(), aggregate=Aggregate(), http=Http(), float_bits=FLOAT_BITS
     )

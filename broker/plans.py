@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from broker.aggregate.ranked import REFUSAL
+from broker.aggregate.rules import RULES
 from broker.config import ConfigError
 from engine.program import memory_of
 from wire.limits import UPDATE_PAYLOAD_BYTES_MAX
@@ -56,12 +58,20 @@ def plan_of(config: Config, manifest: Manifest, frame: Frame, **changes: float |
         momentum_correction=float(recipe.momentum_correction),
         residual_decay=float(recipe.residual_decay),
     )
+    rule = RULES.get(config.aggregate.rule)
+    if rule is not None and rule.needs_dense and not is_dense(plan):
+        raise ConfigError(f"[aggregate] rule = {config.aggregate.rule!r}: {REFUSAL}")
     try:
         encode(plan)
     except MessageError as error:
         raise ConfigError(f"no plan can say that: {error}") from error
     _check_size(plan)
     return plan
+
+
+def is_dense(plan: Plan) -> bool:
+    """May an update carry every parameter, so that one that it lacks is 0?"""
+    return plan.keep_count == plan.num_params and not plan.update_bytes_max
 
 
 def _check_size(plan: Plan) -> None:

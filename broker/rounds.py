@@ -1,8 +1,12 @@
 """One round, as a pure machine: who was invited, who has reported, and when it is time to close.
 
-    OPEN ──enough updates, and nobody left to wait for or time is up──▶ CLOSING ──Aggregated──▶ closed
+    OPEN ──enough updates, or some, and nobody left to wait for or time is up──▶ CLOSING ──Aggregated──▶ closed
       └──time is up, too few updates──▶ OPEN again, for as long again, with a new draw among who is there
       └──the operator no longer wants it──▶ closed, without a new version; while CLOSING the wish waits for the sum
+
+How many are enough is what makes a round buffered (FedBuff, Nguyen et al. 2022): it closes with the K-th update, the
+next one opens at once, and whoever still trains goes on. A synchronous round may ask for enough, too: then it has
+invited more than it needs, and waits for the fastest of them.
 
 An update that comes after its round has closed is late, not lost: it is stored, receipted, and counted by the
 next round to close, with a smaller weight for its staleness.
@@ -74,6 +78,8 @@ class Round:
         """Is it time? Never with fewer than `updates_min` updates, late ones included."""
         if self.closing or pending_count < self.row.updates_min:
             return False
+        if 0 < self.row.updates_enough <= pending_count:
+            return True
         return now_ms >= self.ends_at_ms or not self._awaited
 
     def lacks_somebody(self) -> bool:

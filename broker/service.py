@@ -37,12 +37,17 @@ from broker.effects import (
     SendChunk,
     SendPatch,
     StoreEpoch,
+    StoreInvited,
     StoreRound,
+    StoreSeen,
+    StoreUpdate,
     Tick,
 )
 from broker.evaluate import EvaluateError, HeldOut
 from broker.evaluate import load as load_held_out
+from broker.lease import only_one
 from broker.log import new_reason, tell
+from broker.metrics import Metrics
 from broker.rows import Cost
 from broker.shelf import Shelf
 from broker.store import Store
@@ -64,21 +69,20 @@ if TYPE_CHECKING:
     from wire.link import Link
     from wire.messages import Manifest, Message
 
+STUCK_S: Final = 300.0  # one turn holds the sum and the evaluation of a version, and no more
 POLL_S: Final = 0.5  # how soon the operator's wishes are seen
 INBOX_MAX: Final = 8_192  # messages that wait; more are dropped before anything is done for them
 EVENTS_MAX: Final = 64  # handled together, so that a burst of updates shares its disk flushes
 
 
 def serve(config: Config, say: Callable[[str], None]) -> None:
-    """Coordinate until SIGTERM or SIGINT; `say` takes the lines of the log.
+    """Coordinate until SIGTERM or SIGINT, once nobody else does; `say` takes the lines of the log.
 
     Raises ServiceError, StoreError, ConfigError, KeyTextError, AggregateError or EvaluateError, each one sentence.
     """
-    store_path = config.path(config.store.path)
-    with wiring.only_one(store_path), contextlib.ExitStack() as stack:
-        if not store_path.is_file():
-            raise ServiceError(f"there is no store at {store_path}: make one with broker init")
-        store = stack.enter_context(Store(store_path))
+    place = config.store_place()
+    with only_one(place, say) as term, contextlib.ExitStack() as stack:
+        store = stack.enter_context(Store(place, make=False, term=term))
         service = Service(config, store, say)
         url, server = config.mqtt.url, None
         if url == EMBEDDED:
@@ -87,9 +91,13 @@ def serve(config: Config, say: Callable[[str], None]) -> None:
             url = server.url
             say(line("mqtt-server", url=url, name=server.name, version=server.version, server_pid=server.pid))
         if config.http.port:
-            files = wiring.file_server(config, store_path)
+            files = wiring.file_server(config, place)
             stack.callback(files.stop)
             say(line("http-server", url=config.http.url, port=files.port))
+        if config.metrics.port:
+            health = wiring.health_server(config, place, service)
+            stack.callback(health.stop)
+            say(line("health-server", port=health.port))
         service.run(wiring.link(config, url, service.coordinator.last_will, service.post), server)
 
 
@@ -106,8 +114,8 @@ class Service:
         self._store_counter = store.change_counter()
         snapshot = store.snapshot()
         if snapshot.manifest is None:
-            raise ServiceError(f"{store.path} holds no model: make a new directory with broker init")
-        self._enrolled = snapshot.fleet
+            raise ServiceError(f"{store.place} holds no model: make a new directory with broker init")
+        self._enrolled = snapshot.fleet, snapshot.tags
         self._manifest = snapshot.manifest  # the newest version's, as the store has it
         self._frames = Frames(store)
         self._held_out = _held_out(config, snapshot.manifest, self._frames)
@@ -116,11 +124,15 @@ class Service:
         admit = gate(lambda plan: self._frames.under(self._manifest, plan.train))
         identity = Identity(self._fleet, self._sign, keys.verifier, admit, config.http.url.rstrip("/"))
         self.coordinator = Coordinator(identity, snapshot, chance)
+        self.metrics = Metrics(self.coordinator.refused_count, snapshot.manifest.model_version)
         self._inbox: queue.SimpleQueue[LinkEvent | None] = queue.SimpleQueue()
         self._shelf = Shelf(store)
         self._stopping = False
         self._ready = False
         self._poll_at_s = 0.0
+        self._turned_s = time.monotonic()
+        self._link_up = False
+        self._opened_id = 0  # of the round that was opened last in this run
         self._started = (time.monotonic(), 0, 0)  # of the open round: seconds, and the link's bytes up and down
 
     def post(self, event: LinkEvent) -> None:
@@ -145,13 +157,27 @@ class Service:
                 signal.signal(number, action)
         self._say(line("stopped"))
 
+    def trouble(self) -> str:
+        """Why only a restart helps, in a sentence; empty while the loop turns. From any thread."""
+        still_s = time.monotonic() - self._turned_s
+        return f"the loop has not turned for {still_s:.0f} s" if still_s > STUCK_S else ""
+
+    def unready(self) -> str:
+        """Why no device can be served now, in a sentence; empty when they can. From any thread."""
+        return "" if self._link_up else "there is no session with the MQTT server"
+
     # One turn of the loop
 
     def _turn(self, server: Server | None) -> None:
         effects: list[Told] = []
-        for event in (*self._gather(), *self._poll(server)):
+        events = (*self._gather(), *self._poll(server))
+        began_s = time.monotonic()
+        for event in events:
             effects += self._handle(event)
         self._perform(effects)
+        self._turned_s = time.monotonic()
+        if events:
+            self.metrics.turned(self._turned_s - began_s)
 
     def _gather(self) -> list[Event]:
         """Wait for the first event, take those that are there already, and put a Tick behind when it is time."""
@@ -163,6 +189,8 @@ class Service:
                 timeout = 0.0
                 if isinstance(arrived, LinkDown):
                     self._say(line("link-down", reason=arrived.reason))
+                if isinstance(arrived, LinkUp | LinkDown):
+                    self._link_up = isinstance(arrived, LinkUp)
                 if arrived is not None:
                     events.append(_translate(arrived))
         wake_at_ms = self.coordinator.wake_at_ms
@@ -196,9 +224,10 @@ class Service:
     def _wishes(self) -> Iterator[Event]:
         """What the operator wants, as the store has it now; to say it again does no harm."""
         fleet = self._store.fleet()
-        if fleet != self._enrolled:
-            self._enrolled = fleet
-            yield FleetRead(fleet)
+        tags = self._store.roster.tags()
+        if (fleet, tags) != self._enrolled:
+            self._enrolled = fleet, tags
+            yield FleetRead(fleet, tags)
         waiting, unwanted = self._store.waiting_rounds(), self._store.unwanted_rounds()
         if waiting or unwanted:
             yield RoundsRead(waiting, unwanted)
@@ -219,10 +248,19 @@ class Service:
 
     def _perform(self, effects: Sequence[Told]) -> None:
         """Perform in order, and what follows from the answers as well."""
-        turns.take(effects, self._store.apply_all, self._perform_one)
+        turns.take(effects, self._store_all, self._perform_one)
+
+    def _store_all(self, effects: list[StoreUpdate | StoreSeen]) -> None:
+        self._store.apply_all(effects)
+        self.metrics.count(effects)
 
     def _perform_one(self, effect: Told) -> Sequence[Told]:
         """Perform one effect; return what follows from its answer."""
+        follows = self._do(effect)
+        self.metrics.count([effect])
+        return follows
+
+    def _do(self, effect: Told) -> Sequence[Told]:
         match effect:
             case str():
                 self._say(effect)
@@ -238,11 +276,17 @@ class Service:
                 self._store.apply(effect)
                 self._say(line("epoch" if self._ready else "ready", epoch=epoch, pid=os.getpid()))
                 self._ready = True
+            case StoreInvited():
+                self._store.apply(effect)
             case StoreRound(row=row) if row.status == "closed":
                 self._store.apply(effect)
                 self._say(line("round-cancelled", round=row.round_id))
+            case StoreRound(row=row) if row.round_id == self._opened_id:
+                self._store.apply(effect)
+                self._say(line("round-share", round=row.round_id, draw=row.draw))
             case StoreRound(row=row):
                 self._store.apply(effect)
+                self._opened_id = row.round_id
                 self._started = (time.monotonic(), self._link.bytes_up, self._link.bytes_down)
                 self._say(line("round-open", round=row.round_id, version=row.base_version))
             case CommitRound():

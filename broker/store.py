@@ -1,49 +1,57 @@
-"""The store: everything that the coordinator must not forget, in one SQLite file. All the SQL is here.
+"""The store: everything that the coordinator must not forget, in one SQLite file or in PostgreSQL. All the SQL is here.
 
-`serve` is its one steady writer. Commands read beside it (WAL: readers and the writer do not wait for each other) or
-write a row of their own; `serve` notices by `change_counter`. A write has returned only when it is on disk
-(`synchronous = FULL`), because a receipt follows it. What devices say of themselves is not worth a disk flush and
-goes without.
+`serve` is its one steady writer. Commands read beside it (readers and the writer do not wait for each other) or write
+a row of their own; `serve` notices by `change_counter`. A write has returned only when it is on disk, because a
+receipt follows it. What devices say of themselves is not worth a disk flush and goes without.
 
-The tables are in `broker/schema`, one numbered file for each step from the last; `settings` remembers the newest one
-applied. The text keeps to what PostgreSQL understands as well; what SQLite alone needs stands in `broker.sqlite`.
+The tables are in `broker/schema`, one numbered file for each step from the last (`broker.migrations`). The text is what
+both databases understand; what one of them alone needs stands in `broker.sqlite` and `broker.postgres`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import time
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 import msgspec
+from msgspec import json
 
+from broker import migrations
+from broker.database import StoreError, insert, open_database, put_setting, select, setting
 from broker.effects import (
+    Choice,
     CommitRound,
     Last,
     Pending,
     RoundRow,
     Snapshot,
     StoreEpoch,
+    StoreInvited,
     StoreRound,
     StoreSeen,
     StoreUpdate,
     UpdateRow,
 )
+from broker.roster import Roster
 from broker.rows import Cost, SeenRow, StoredUpdate, VersionRow
-from broker.sqlite import Sqlite, StoreError
+from broker.standing import ROUNDS_MAX
 from wire.messages import MODEL_FILE, PARAMS_FILE, Manifest, Plan, Traffic, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
+    from contextlib import AbstractContextManager
 
+    from broker.database import Place
     from broker.effects import Effect
 
 VERSIONS_KEPT: Final = 10  # of older versions the row stays, and params and payloads go
 PATCHES_KEPT: Final = 256  # a few kilobytes each: a device may have slept through as many versions
-OPENED_ROUNDS_READ: Final = 64  # as many as the coordinator remembers; others have no updates
+OPENED_ROUNDS_READ: Final = 1024  # as many as the coordinator remembers; others have no updates
 
-_ROUND: Final = "round_id, plan, status, updates_min, cohort_max, lasts_ms, base_version, model_version"
+_ROUND: Final = (
+    "round_id, plan, status, updates_min, cohort_max, lasts_ms, base_version, model_version, "
+    "mode, updates_enough, nonce, draw, choice"
+)
 _VERSION: Final = (
     "model_version, parent_version, round_id, accuracy, loss, members, created_unix_s, bytes_up, bytes_down, "
     "seconds, params_digest"
@@ -63,19 +71,24 @@ _MERGE_SIGHTING: Final = """
 
 
 class Store:
-    """The file at `path`, made if it is not there; with `read_only` it must be, and nothing is ever written.
+    """The store at `place`, made if it is not there; unless `make`, or with `read_only`, it must be.
 
-    Every method raises StoreError, and after one on a write nothing of that write is there.
+    With `read_only` nothing is ever written; with the `term` of a lease only while it is the newest. Every method
+    raises StoreError, and after one on a write nothing of that write is there.
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        self.path = path
-        if read_only and not path.is_file():
-            raise StoreError(f"there is no store at {path}: make one with broker init")
-        self._db = Sqlite(path, read_only=read_only)
+    def __init__(self, place: Place, *, read_only: bool = False, make: bool = True, term: int = 0) -> None:
+        self.place = place
+        self._db = open_database(place, read_only=read_only, make=make and not read_only, term=term)
+        self.roster = Roster(self._db)
+        try:
+            migrations.bring_forward(self._db, place, read_only=read_only)
+        except BaseException:
+            self._db.close()
+            raise
 
     def close(self) -> None:
-        """Close the file. Nothing is lost without it."""
+        """Let go of the database. Nothing is lost without it."""
         self._db.close()
 
     def __enter__(self) -> Self:
@@ -88,7 +101,7 @@ class Store:
 
     def snapshot(self) -> Snapshot:
         """All that a starting coordinator must know."""
-        with self.transaction(writes=False):
+        with self._db.transaction(writes=False):
             pending = self._db.rows(
                 "SELECT device_id, round_id, base_version, weight FROM updates WHERE counted_in IS NULL "
                 "ORDER BY device_id, round_id"
@@ -100,12 +113,14 @@ class Store:
             opened = self._rounds("WHERE base_version > 0 ORDER BY round_id DESC LIMIT :most", OPENED_ROUNDS_READ)
             waiting = self._rounds("WHERE status = 'waiting'")
             return Snapshot(
-                epoch=self._db.setting("epoch"),
+                epoch=setting(self._db, "epoch"),
                 fleet=self.fleet(),
                 rounds=tuple(sorted(opened + waiting, key=lambda row: row.round_id)),
                 last={device_id: Last(round_id, digest) for device_id, round_id, digest in last},
                 pending=tuple(Pending(*row) for row in pending),
                 manifest=self.manifest(),
+                tags=self.roster.tags(),
+                took=self.roster.took(ROUNDS_MAX),
             )
 
     def apply(self, effect: Effect, cost: Cost | None = None) -> None:
@@ -115,9 +130,9 @@ class Store:
     def apply_all(self, effects: Iterable[Effect], cost: Cost | None = None) -> None:
         """Perform several as one: all of them are on disk on return, or none after a StoreError."""
         effects = list(effects)
-        only_seen = all(isinstance(effect, StoreSeen) for effect in effects)
+        only_seen = all(isinstance(effect, StoreSeen | StoreInvited) for effect in effects)
         if effects:
-            with self._db.without_flush() if only_seen else contextlib.nullcontext(), self.transaction():
+            with self._db.transaction(flush=not only_seen):
                 self._perform(effects, cost)
 
     def waiting_rounds(self) -> tuple[RoundRow, ...]:
@@ -126,7 +141,7 @@ class Store:
 
     def unwanted_rounds(self) -> frozenset[int]:
         """The rounds that the operator no longer wants, and that have not ended yet."""
-        rows = self._db.select("round_id", "rounds WHERE unwanted = 1 AND status <> 'closed'")
+        rows = self._select("round_id", "rounds WHERE unwanted = 1 AND status <> 'closed'")
         return frozenset(row[0] for row in rows)
 
     def update_payload(self, device_id: str, round_id: int) -> bytes:
@@ -134,14 +149,14 @@ class Store:
         key = {"device_id": device_id, "round_id": round_id}
         found = self._db.rows("SELECT payload FROM updates WHERE device_id = :device_id AND round_id = :round_id", key)
         if not found:
-            raise StoreError(f"{self.path} has no update of {device_id} in round {round_id}")
+            raise StoreError(f"{self.place} has no update of {device_id} in round {round_id}")
         return bytes(found[0][0])
 
     def blob(self, digest: bytes) -> bytes:
         """The content of a model file."""
         found = self._db.rows("SELECT content FROM blobs WHERE digest = :digest", {"digest": digest})
         if not found:
-            raise StoreError(f"{self.path} no longer holds the file {digest.hex()[:16]}: its version is too old")
+            raise StoreError(f"{self.place} no longer holds the file {digest.hex()[:16]}: its version is too old")
         return bytes(found[0][0])
 
     def blob_size(self, digest: bytes) -> int | None:
@@ -151,19 +166,25 @@ class Store:
 
     def blob_part(self, digest: bytes, start: int, count: int) -> bytes:
         """`count` bytes of a model file from `start` on; fewer where it ends, none where it is gone."""
-        found = self._db.select("rowid", "blobs WHERE digest = :digest", {"digest": digest})
-        return self._db.part("blobs", "content", found[0][0], start, count) if found else b""
+        return self._db.part(digest, start, count)
 
     def remainder(self, model_version: int) -> bytes:
         """What the coordinator keeps of the newest version beside its published numbers; empty for an older one."""
-        found = self._db.select("remainder", "versions WHERE model_version = :version", {"version": model_version})
+        found = self._select("remainder", "versions WHERE model_version = :version", {"version": model_version})
         if not found:
-            raise StoreError(f"{self.path} has no version {model_version}")
+            raise StoreError(f"{self.place} has no version {model_version}")
+        return bytes(found[0][0] or b"")
+
+    def rule_state(self, model_version: int) -> bytes:
+        """What the aggregation rule remembers of the newest version; empty for an older one, or where it does not."""
+        found = self._select("rule_state", "versions WHERE model_version = :version", {"version": model_version})
+        if not found:
+            raise StoreError(f"{self.place} has no version {model_version}")
         return bytes(found[0][0] or b"")
 
     def patches(self, base_version: int, model_version: int) -> list[bytes]:
         """What leads from one version to a later one, version by version; empty where a link is missing."""
-        rows = self._db.select(
+        rows = self._select(
             "patch",
             "versions WHERE model_version > :base AND model_version <= :version ORDER BY model_version",
             {"base": base_version, "version": model_version},
@@ -173,12 +194,12 @@ class Store:
 
     def params_digest(self, model_version: int) -> bytes | None:
         """The SHA-256 of a version's parameters; None where there is no such version. It outlives them."""
-        found = self._db.select("params_digest", "versions WHERE model_version = :version", {"version": model_version})
+        found = self._select("params_digest", "versions WHERE model_version = :version", {"version": model_version})
         return bytes(found[0][0]) if found else None
 
     def change_counter(self) -> int:
-        """A number that is another one after someone else has written to the file."""
-        return int(self._db.rows("PRAGMA data_version")[0][0])
+        """A number that is another one after someone else has written to the store."""
+        return self._db.change_counter()
 
     # The operator's side
 
@@ -187,7 +208,8 @@ class Store:
         with self.transaction():
             for digest, content in blobs.items():
                 self._put_blob(digest, content)
-            self._put_version(manifest, remainder, b"", {"round_id": 0, "members": 0}, Cost())
+            made = {"round_id": 0, "members": 0, "remainder": remainder, "patch": b"", "rule_state": b""}
+            self._put_version(manifest, made, Cost())
 
     def fleet(self) -> dict[str, str]:
         """Every enrolled device's public key."""
@@ -196,10 +218,10 @@ class Store:
     def add_device(self, device_id: str, public_key: str) -> bool:
         """Enrol a device or give it another key; False when it was there with this one."""
         with self.transaction():
-            known = self._db.select("public_key", "devices WHERE device_id = :device_id", {"device_id": device_id})
+            known = self._select("public_key", "devices WHERE device_id = :device_id", {"device_id": device_id})
             if known == [(public_key,)]:
                 return False
-            self._db.insert(
+            self._insert(
                 "devices",
                 {"device_id": device_id, "public_key": public_key, "added_unix_s": time.time()},
                 "ON CONFLICT (device_id) DO UPDATE SET public_key = excluded.public_key",
@@ -210,14 +232,18 @@ class Store:
         """Take a device out of the fleet; False when it was not in it. Its updates stay, and are counted."""
         with self.transaction():
             self._db.run("DELETE FROM sightings WHERE device_id = :device_id", {"device_id": device_id})
+            self.roster.forget(device_id)
             self._db.run("DELETE FROM traffic WHERE device_id = :device_id", {"device_id": device_id})
             return self._db.run("DELETE FROM devices WHERE device_id = :device_id", {"device_id": device_id}) == 1
 
-    def request_rounds(self, plan: Plan, count: int, updates_min: int, cohort_max: int, lasts_ms: int) -> list[int]:
-        """Let `count` rounds wait for the coordinator; return their numbers."""
+    def request_rounds(
+        self, plan: Plan, count: int, updates_min: int, cohort_max: int, lasts_ms: int, **terms: Any
+    ) -> list[int]:
+        """Let `count` rounds wait for the coordinator, `terms` are more of a RoundRow; return their numbers."""
         with self.transaction():
             newest = self._db.rows("SELECT COALESCE(MAX(round_id), 0) FROM rounds")[0][0]
-            rows = [RoundRow(newest + 1 + i, plan, "waiting", updates_min, cohort_max, lasts_ms) for i in range(count)]
+            ids = range(newest + 1, newest + 1 + count)
+            rows = [RoundRow(i, plan, "waiting", updates_min, cohort_max, lasts_ms, **terms) for i in ids]
             self._perform([StoreRound(row) for row in rows], None)
             return [row.round_id for row in rows]
 
@@ -231,7 +257,7 @@ class Store:
 
     def versions(self) -> list[VersionRow]:
         """Every model version, oldest first."""
-        return [VersionRow(*row) for row in self._db.select(_VERSION, "versions ORDER BY model_version")]
+        return [VersionRow(*row) for row in self._select(_VERSION, "versions ORDER BY model_version")]
 
     def manifest(self, model_version: int | None = None) -> Manifest | None:
         """The manifest of a version, by default of the newest; None when there is none."""
@@ -248,45 +274,59 @@ class Store:
 
     def updates(self) -> list[StoredUpdate]:
         """Every stored update, in the order of rounds and devices."""
-        return [StoredUpdate(*row) for row in self._db.select(_UPDATE, "updates ORDER BY round_id, device_id")]
+        return [StoredUpdate(*row) for row in self._select(_UPDATE, "updates ORDER BY round_id, device_id")]
 
     def seen(self) -> list[SeenRow]:
         """What was last heard of each device, in the order of ids."""
-        rows = self._db.select(_SEEN, "sightings ORDER BY device_id")
+        rows = self._select(_SEEN, "sightings ORDER BY device_id")
         return [SeenRow(device_id, bool(present), *rest) for device_id, present, *rest in rows]
 
     def traffic(self) -> dict[str, tuple[Traffic, float]]:
         """(the last account of bytes that a device gave of itself, when), in the order of ids."""
         columns = f"device_id, {', '.join(Traffic.__struct_fields__)}, told_unix_s"
-        rows = self._db.select(columns, "traffic ORDER BY device_id")
+        rows = self._select(columns, "traffic ORDER BY device_id")
         return {device_id: (Traffic(*counts), told) for device_id, *counts, told in rows}
 
     def counted(self) -> dict[str, int]:
         """How many updates of each device are counted in some version."""
-        return dict(self._db.select("device_id, COUNT(*)", "updates WHERE counted_in IS NOT NULL GROUP BY device_id"))
+        return dict(self._select("device_id, COUNT(*)", "updates WHERE counted_in IS NOT NULL GROUP BY device_id"))
+
+    def pending_count(self) -> int:
+        """How many stored updates no version counts yet."""
+        return int(self._db.rows("SELECT COUNT(*) FROM updates WHERE counted_in IS NULL")[0][0])
 
     def field_scores(self) -> dict[int, tuple[int, int]]:
         """(correct, count) of each version on the held-out examples of the devices that reported on it."""
-        sums = "base_version, SUM(held_out_correct), SUM(held_out_count)"
-        rows = self._db.select(sums, "updates GROUP BY base_version")
+        # a sum of PostgreSQL's is no integer by itself
+        sums = "base_version, CAST(SUM(held_out_correct) AS BIGINT), CAST(SUM(held_out_count) AS BIGINT)"
+        rows = self._select(sums, "updates GROUP BY base_version")
         return {version: (correct, count) for version, correct, count in rows}
 
     # Writing
 
-    def transaction(self, *, writes: bool = True) -> contextlib.AbstractContextManager[None]:
-        """Make the block one transaction; inside another it is a part of that."""
-        return self._db.transaction(writes=writes)
+    def transaction(self) -> AbstractContextManager[None]:
+        """Make the block one transaction that writes; inside another it is a part of that."""
+        return self._db.transaction()
+
+    def _select(self, columns: str, rest: str, values: Mapping[str, object] | None = None) -> list[tuple[Any, ...]]:
+        return self._db.rows(select(columns, rest), values)
+
+    def _insert(self, table: str, row: Mapping[str, object], then: str = "") -> int:
+        return self._db.run(insert(table, row, then), row)
 
     def _perform(self, effects: list[Effect], cost: Cost | None) -> None:
+        self._put_updates([effect.row for effect in effects if isinstance(effect, StoreUpdate)])
         for effect in effects:
             match effect:
                 case StoreEpoch(epoch=epoch):
-                    self._db.put_setting("epoch", epoch)
+                    put_setting(self._db, "epoch", epoch)
                     self._db.run("UPDATE sightings SET present = 0")  # whoever is there will say so
                 case StoreSeen():
                     self._put_sighting(effect)
-                case StoreUpdate(row=update):
-                    self._put_update(update)
+                case StoreInvited(round_id=round_id, device_ids=device_ids):
+                    self.roster.count_offers(round_id, device_ids)
+                case StoreUpdate():
+                    pass  # all of them at once, above
                 case StoreRound(row=row):
                     self._put_round(row)
                 case CommitRound():
@@ -299,25 +339,31 @@ class Store:
         now = time.time()
         row = {**msgspec.structs.asdict(seen), "present": int(seen.present), "seen_unix_s": now}
         del row["traffic"]
-        self._db.insert("sightings", row, _MERGE_SIGHTING)
+        self._insert("sightings", row, _MERGE_SIGHTING)
         if seen.traffic is not None:
             told = {**msgspec.structs.asdict(seen.traffic), "told_unix_s": now}
             newest = ", ".join(f"{name} = excluded.{name}" for name in told)
             then = f"ON CONFLICT (device_id) DO UPDATE SET {newest}"
-            self._db.insert("traffic", {"device_id": seen.device_id, **told}, then)
+            self._insert("traffic", {"device_id": seen.device_id, **told}, then)
 
-    def _put_update(self, row: UpdateRow) -> None:
-        times = {"payload_bytes": len(row.payload), "received_unix_s": time.time()}
-        fresh = self._db.insert("updates", {**msgspec.structs.asdict(row), **times}, "ON CONFLICT DO NOTHING")
-        if fresh != 1:
-            _we_are_wrong(f"an update of {row.device_id} in round {row.round_id} is stored already")
+    def _put_updates(self, updates: list[UpdateRow]) -> None:
+        now = time.time()
+        rows = [
+            {**msgspec.structs.asdict(update), "payload_bytes": len(update.payload), "received_unix_s": now}
+            for update in updates
+        ]
+        fresh = self._db.run_each(insert("updates", rows[0], "ON CONFLICT DO NOTHING"), rows) if rows else 0
+        if fresh != len(rows):
+            which = ", ".join(f"{update.device_id}'s in round {update.round_id}" for update in updates[:3])
+            _we_are_wrong(f"of {len(rows)} updates ({which} ...) one is stored already")
 
     def _put_round(self, row: RoundRow) -> None:
-        self._db.insert(
+        self._insert(
             "rounds",
-            {**msgspec.structs.asdict(row), "plan": encode(row.plan)},
+            {**msgspec.structs.asdict(row), "plan": encode(row.plan), "choice": json.encode(row.choice).decode()},
             "ON CONFLICT (round_id) DO UPDATE SET status = excluded.status, base_version = excluded.base_version, "
-            "model_version = excluded.model_version, plan = excluded.plan",
+            "model_version = excluded.model_version, plan = excluded.plan, nonce = excluded.nonce, "
+            "draw = excluded.draw",
         )
 
     def _commit_round(self, commit: CommitRound, cost: Cost) -> None:
@@ -326,8 +372,8 @@ class Store:
         if commit.made.model:
             self._put_blob(_digest_of(commit.manifest, MODEL_FILE), commit.made.model)
         made = {"round_id": row.round_id, "members": len(commit.members)}
-        score = {"accuracy": commit.made.accuracy, "loss": commit.made.loss}
-        self._put_version(commit.manifest, commit.made.remainder, commit.made.patch, {**made, **score}, cost)
+        kept = ("accuracy", "loss", "remainder", "patch", "rule_state")
+        self._put_version(commit.manifest, made | {name: getattr(commit.made, name) for name in kept}, cost)
         for member in commit.members:
             counted = self._db.run(
                 "UPDATE updates SET counted_in = :version WHERE device_id = :device_id AND round_id = :round_id "
@@ -337,28 +383,24 @@ class Store:
             if counted != 1:
                 which = f"{member.device_id}'s update of round {member.round_id}"
                 _we_are_wrong(f"version {version} would count {which}, which is not stored, or counted already")
-        is_open = self._db.select("1", "rounds WHERE round_id = :id AND status = 'open'", {"id": row.round_id})
+        is_open = self._select("1", "rounds WHERE round_id = :id AND status = 'open'", {"id": row.round_id})
         if not is_open or row.status != "closed":
             _we_are_wrong(f"version {version} would close round {row.round_id}, which is not open")
         self._put_round(row)
         self._prune(version)
 
-    def _put_version(
-        self, manifest: Manifest, remainder: bytes, patch: bytes, made: Mapping[str, float | None], cost: Cost
-    ) -> None:
+    def _put_version(self, manifest: Manifest, made: Mapping[str, Any], cost: Cost) -> None:
         row = {
             "model_version": manifest.model_version,
             "parent_version": manifest.parent_version,
             "manifest": encode(manifest),
             "params_digest": _digest_of(manifest, PARAMS_FILE),
-            "remainder": remainder,
-            "patch": patch,
             "created_unix_s": time.time(),
         }
-        self._db.insert("versions", {**row, **made, **msgspec.structs.asdict(cost)})
+        self._insert("versions", {**row, **made, **msgspec.structs.asdict(cost)})
 
     def _put_blob(self, digest: bytes, content: bytes) -> None:
-        self._db.insert("blobs", {"digest": digest, "content": content}, "ON CONFLICT (digest) DO NOTHING")
+        self._insert("blobs", {"digest": digest, "content": content}, "ON CONFLICT (digest) DO NOTHING")
 
     def _prune(self, newest: int) -> None:
         """Let go what only older versions needed: a model's size for each round would fill any disk."""
@@ -371,19 +413,22 @@ class Store:
         self._db.run("UPDATE updates SET payload = :nothing WHERE counted_in = :old", old)
         # only the newest master is ever moved, and it is the largest of all that a version has
         self._db.run(
-            "UPDATE versions SET remainder = NULL WHERE model_version < :newest AND remainder IS NOT NULL",
+            "UPDATE versions SET remainder = NULL, rule_state = NULL "
+            "WHERE model_version < :newest AND remainder IS NOT NULL",
             {"newest": newest},
         )
         self._db.run("UPDATE versions SET patch = NULL WHERE model_version = :old", {"old": newest - PATCHES_KEPT})
 
     def _rounds(self, rest: str, most: int = 0) -> list[RoundRow]:
-        return [_to_round(row) for row in self._db.select(_ROUND, f"rounds {rest}", {"most": most})]
+        return [_to_round(row) for row in self._select(_ROUND, f"rounds {rest}", {"most": most})]
 
 
 def _to_round(row: tuple[Any, ...]) -> RoundRow:
     plan = decode(bytes(row[1]))
     assert isinstance(plan, Plan), "the store keeps plans in the column of plans"
-    return RoundRow(row[0], plan, *row[2:])
+    nonce, draw, choice = row[-3:]
+    more = {"nonce": bytes(nonce or b""), "draw": draw, "choice": json.decode(choice, type=Choice)}
+    return RoundRow(row[0], plan, *row[2:-3], **more)
 
 
 def _digest_of(manifest: Manifest, name: str) -> bytes:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from broker.aggregate.rules import next_numbers
+from broker.aggregate import rules
 from broker.effects import Aggregated
+from broker.plans import is_dense
 from broker.registry import model_of, params_bytes_of
 from engine.codec import patch
 from engine.frame import frame_of
@@ -32,6 +33,9 @@ class Kept(Protocol):
 
     def remainder(self, model_version: int) -> bytes:
         """What the coordinator keeps of the newest version beside its published numbers."""
+
+    def rule_state(self, model_version: int) -> bytes:
+        """What the aggregation rule remembers of the newest version; empty where it remembers nothing."""
 
     def update_payload(self, device_id: str, round_id: int) -> bytes:
         """The payload of a stored update."""
@@ -80,14 +84,12 @@ def next_version(
     manifest, plan = effect.manifest, effect.plan
     frame = frames.under(manifest, plan.train)
     before = Numbers(params_bytes_of(manifest, store.blob), store.remainder(manifest.model_version))
-    after, held_count = next_numbers(
-        frame,
-        before,
-        effect.members,
-        store.update_payload,
-        rule=rule,
-        learning_rate=recipe.learning_rate,
-        publish_max=publish_max(recipe.publish_rate, plan),
+    known = store.rule_state(manifest.model_version)
+    most = publish_max(recipe.publish_rate, plan)
+    closing = effect.round_id, manifest.model_version, manifest.scale_epoch, is_dense(plan)
+    counting = rules.Recipe(rule, recipe.learning_rate, most, *closing)
+    after, held_count, rule_state = rules.next_numbers(
+        frame, before, effect.members, store.update_payload, counting, rule_state=known
     )
     model, way = b"", b""
     larger = grown(frame, after) if effect.may_rescale else None
@@ -98,5 +100,5 @@ def next_version(
         way = patch.make(frame, before.published, after.published)
     score = held_out.score(frame, after.published) if held_out is not None else None
     accuracy, loss = (score.correct / score.count, score.loss) if score is not None else (None, None)
-    answer = Aggregated(effect.round_id, after.published, accuracy, loss, after.remainder, model, way)
+    answer = Aggregated(effect.round_id, after.published, accuracy, loss, after.remainder, model, way, rule_state)
     return Made(answer, held_count)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from broker.cohort import has_drawn
 from broker.config import ConfigError
-from broker.sqlite import StoreError
-from wire.messages import Traffic, digest_of, encode
+from broker.database import StoreError
+from broker.effects import Choice
+from broker.roster import History
+from broker.standing import ROUNDS_MAX
+from wire.messages import Name, Traffic, digest_of, encode
 
 if TYPE_CHECKING:
-    from broker.config import Config
+    from collections.abc import Collection
+
+    from broker.config import Config, Round
     from broker.cost import Cost
+    from broker.effects import Mode
     from broker.rows import VersionRow
     from broker.store import Store
     from wire.messages import Manifest, Plan
@@ -25,10 +34,11 @@ class ViewError(Exception):
 def fleet_rows(store: Store) -> list[dict[str, Any]]:
     """Every enrolled device with what was last heard of it, in the order of ids."""
     seen = {row.device_id: row for row in store.seen()}
-    counted = store.counted()
+    counted, tags, histories = store.counted(), store.roster.tags(), store.roster.histories()
     rows = []
     for device_id, public_key in store.fleet().items():
         row = seen.get(device_id)
+        history = histories.get(device_id, History())
         rows.append(
             {
                 "device_id": device_id,
@@ -41,9 +51,44 @@ def fleet_rows(store: Store) -> list[dict[str, Any]]:
                 "work": row.work if row else "",
                 "reason": row.reason if row else "",
                 "updates_counted": counted.get(device_id, 0),
+                "tags": sorted(tags.get(device_id, ())),
+                "updates_finished": history.finished,
+                "updates_late": history.late,
+                "last_round_id": history.last_round_id,
             }
         )
     return rows
+
+
+def device_row(store: Store, fleet: str, device_id: str) -> dict[str, Any]:
+    """One device's line of `fleet_rows`, and what it was offered; ViewError when it is not enrolled.
+
+    Of the rounds that were offered to all, those count that drew it: their coins are thrown again.
+    """
+    row = next((row for row in fleet_rows(store) if row["device_id"] == device_id), None)
+    if row is None:
+        raise ViewError(f"{device_id} is not enrolled: see broker fleet list")
+    row["rounds_offered"] = store.roster.histories().get(device_id, History()).offered
+    row["rounds_drawn"] = sum(bool(each.nonce) and has_drawn(each, fleet, device_id) for each in store.rounds())
+    return row
+
+
+def call_device(store: Store, device_id: str, tags: Collection[str]) -> None:
+    """Give a device these tags, and no others; ViewError when it is not enrolled, or for what is no tag."""
+    for tag in tags:
+        check_tag(tag)
+    with store.transaction():
+        if device_id not in store.fleet():
+            raise ViewError(f"{device_id} is not enrolled: see broker fleet list")
+        store.roster.call(device_id, tags)
+
+
+def check_tag(tag: str) -> str:
+    """Return the tag; ViewError for anything else."""
+    try:
+        return msgspec.convert(tag, type=Name)
+    except msgspec.ValidationError as error:
+        raise ViewError(f"{tag!r} is no tag: write 1 to 64 letters, digits, '.', '_' and '-'") from error
 
 
 def byte_rows(store: Store) -> dict[str, Any]:
@@ -81,6 +126,7 @@ def round_rows(store: Store) -> list[dict[str, Any]]:
         own = [update for update in updates if update.round_id == row.round_id]
         shown = msgspec.structs.asdict(row)
         del shown["plan"]
+        shown["choice"] = msgspec.to_builtins(row.choice)
         if row.is_cancelled:
             shown["status"], shown["model_version"] = "cancelled", 0
         elif row.round_id in unwanted:
@@ -135,7 +181,7 @@ def current_plan(config: Config, store: Store, **changes: float | str) -> Plan:
 
     manifest = store.manifest()
     if manifest is None:
-        raise StoreError(f"{store.path} holds no model: make a new directory with broker init")
+        raise StoreError(f"{store.place} holds no model: make a new directory with broker init")
     return plan_of(config, manifest, frame_under(manifest, config.model.train, store), **changes)
 
 
@@ -146,7 +192,7 @@ def cost_of_plan(config: Config, store: Store, plan: Plan) -> Cost:
 
     manifest = store.manifest()
     if manifest is None:
-        raise StoreError(f"{store.path} holds no model: make a new directory with broker init")
+        raise StoreError(f"{store.place} holds no model: make a new directory with broker init")
     return cost_of(plan, frame_under(manifest, config.model.train, store))
 
 
@@ -155,19 +201,55 @@ def ask_for_rounds(
     store: Store,
     *,
     count: int,
-    updates_min: int | None,
-    cohort_max: int | None,
-    lasts_ms: int | None,
+    lasts_ms: int | None = None,
+    choice: Choice | None = None,
+    mode: Mode | None = None,
+    updates_min: int | None = None,
+    updates_enough: int | None = None,
+    cohort_max: int | None = None,
+    oversample: float | None = None,
     **recipe: float | str | None,
 ) -> list[int]:
     """Let rounds wait in the store; None is what the configuration says. Returns their numbers."""
     plan = current_plan(config, store, **{key: value for key, value in recipe.items() if value is not None})
-    defaults = config.round
-    least = defaults.updates_min if updates_min is None else updates_min
-    most = defaults.cohort_max if cohort_max is None else cohort_max
-    if 0 < most < least:
-        raise ConfigError(f"a round of at most {most} devices cannot wait for {least} updates")
-    return store.request_rounds(plan, count, least, most, lasts_ms or defaults.lasts_s * 1000)
+    asked = {
+        "mode": mode,
+        "updates_min": updates_min,
+        "updates_enough": updates_enough,
+        "cohort_max": cohort_max,
+        "oversample": oversample,
+    }
+    wish = msgspec.structs.replace(config.round, **{key: each for key, each in asked.items() if each is not None})
+    if 0 < wish.cohort_max < wish.updates_min:
+        raise ConfigError(f"a round of {wish.cohort_max} devices cannot wait for {wish.updates_min} updates")
+    invited, enough = cohort_of(wish)
+    terms = {"mode": wish.mode, "updates_enough": enough, "choice": choice or Choice()}
+    return store.request_rounds(plan, count, wish.updates_min, invited, lasts_ms or wish.lasts_s * 1000, **terms)
+
+
+def choice_of(tags: str, battery_rate_min: float, version_min: int, at_most: str | None) -> Choice:
+    """Whom a round is for; ViewError for what cannot be asked. `tags` as in "outdoor,north", `at_most` as in 2/10."""
+    named = tuple(check_tag(tag) for tag in tags.split(",") if tag)
+    found = re.fullmatch(r"([1-9]\d?)/([1-9]\d?)", at_most or "1/1")
+    most, of_rounds = (int(found[1]), int(found[2])) if found else (0, 0)
+    if found is None or of_rounds > ROUNDS_MAX or most > of_rounds:
+        raise ViewError(
+            f"{at_most!r} is no cap: write 2/10 for no more than 2 of the last 10 rounds, of {ROUNDS_MAX} at most"
+        )
+    cap = {"rounds_max": most, "rounds_of": of_rounds} if at_most else {}
+    return Choice(tags=named, battery_rate_min=battery_rate_min, version_min=version_min, **cap)
+
+
+def cohort_of(wish: Round) -> tuple[int, int]:
+    """(how many devices are to be drawn, 0: all; with how many updates the round closes at once, 0: with all of them).
+
+    A synchronous round invites more than it wants, and closes with those that it wanted (Bonawitz et al. 2019,
+    section 9, arXiv:1902.01046); a buffered one waits for no more than there will be.
+    """
+    if wish.mode == "synchronous":
+        return math.ceil(wish.cohort_max * wish.oversample), wish.cohort_max if wish.oversample > 1 else 0
+    enough = max(wish.updates_min, wish.updates_enough)
+    return wish.cohort_max, min(enough, wish.cohort_max) if wish.cohort_max else enough
 
 
 def cancel_round(store: Store, round_id: int) -> bool:

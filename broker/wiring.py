@@ -1,9 +1,7 @@
-"""What stands around the loop, made from the configuration: the lock, the link, and the servers that we run."""
+"""What stands around the loop, made from the configuration: the link, and the servers that we run."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import random
 from typing import TYPE_CHECKING, Final
@@ -13,12 +11,15 @@ from wire import topics
 from wire.link import Link
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from broker.config import Config
+    from broker.database import Place
     from broker.file_server import FileServer
+    from broker.health_server import HealthServer
     from broker.mqtt_server import Server
+    from broker.service import Service
     from wire.link import LinkEvent
 
 LINK_QUEUE_COUNT_MAX: Final = 65_536  # a round's offers to a large fleet leave at once
@@ -28,23 +29,6 @@ LINK_IN_FLIGHT_MAX: Final = 16  # a quarter more messages a second than with 4 w
 
 class ServiceError(Exception):
     """The coordinator cannot start, or cannot go on. One line."""
-
-
-@contextlib.contextmanager
-def only_one(store_path: Path) -> Iterator[None]:
-    """Hold the lock beside the store; the kernel lets go of it when the process ends, however it ends."""
-    lock_path = store_path.with_name(f".{store_path.name}.lock")
-    try:
-        descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ServiceError(f"cannot lock {lock_path}: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise ServiceError(f"another broker serve has {store_path}: one coordinator a fleet") from error
-    finally:
-        os.close(descriptor)
 
 
 def link(
@@ -75,17 +59,29 @@ def link(
         raise ConfigError(f"[mqtt]: {error}") from error
 
 
-def file_server(config: Config, store_path: Path) -> FileServer:
+def file_server(config: Config, place: Place) -> FileServer:
     """The file server of the configuration, serving. Raises ConfigError."""
     from broker.file_server import FileServer
 
     http = config.http
     try:
-        return FileServer(
-            store_path, http.bind, http.port, _named(config, http.cert_file), _named(config, http.key_file)
-        )
+        return FileServer(place, http.bind, http.port, _named(config, http.cert_file), _named(config, http.key_file))
     except (ValueError, OSError) as error:
         raise ConfigError(f"[http]: {error}") from error
+
+
+def health_server(config: Config, place: Place, service: Service) -> HealthServer:
+    """What monitors ask of `service`, serving. Raises ConfigError."""
+    from broker.health_server import HealthServer
+    from broker.store import Store
+
+    service.metrics.watch(lambda: Store(place, read_only=True), lambda: not service.unready())
+    try:
+        return HealthServer(
+            config.metrics.bind, config.metrics.port, service.metrics.page, service.trouble, service.unready
+        )
+    except OSError as error:
+        raise ConfigError(f"[metrics]: {error}") from error
 
 
 def embedded(config: Config) -> Server:

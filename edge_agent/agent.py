@@ -23,7 +23,6 @@ flash: the outbox is not empty. Rules that keep finished work:
 
 from __future__ import annotations
 
-import enum
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -56,12 +55,13 @@ from edge_agent.effects import (
     Tick,
     Trained,
     TrainingFailed,
+    Work,
 )
 from edge_agent.outbox import Outbox
 from edge_agent.presence import Presence
 from edge_agent.tries import Tries
 from edge_agent.voice import Identity, NotBelieved
-from wire import topics
+from wire import coin, topics
 from wire.messages import (
     PARAMS_FILE,
     Chunk,
@@ -82,16 +82,6 @@ if TYPE_CHECKING:
 __all__ = ["Agent", "Identity", "Work"]
 
 BUDGET_CHECK_MS = 60_000
-
-
-class Work(enum.Enum):
-    """What the device is doing about learning."""
-
-    IDLE = "idle"
-    WAITING = "waiting"
-    FETCHING = "fetching"
-    TRAINING = "training"
-    SENDING = "sending"
 
 
 class Agent:
@@ -206,7 +196,8 @@ class Agent:
             self._count(error.reason)
             return []
         fetching = self._download is not None and not self._download.complete
-        self._presence.heard(message, self._outbox_digest, fetching=fetching)
+        if not topics.is_shared(topic):  # what everyone hears does not show that anybody heard us
+            self._presence.heard(message, self._outbox_digest, fetching=fetching)
         match message:
             case State():
                 return self._on_state(message, now_ms)
@@ -253,6 +244,13 @@ class Agent:
             return self._send(now_ms)  # finished before; what it left is in the outbox, or was receipted
         if self._offer is not None and offer.round_id < self._offer.round_id:
             return []
+        wait_ms = coin.wait_ms(offer, self._id.fleet, self._id.device_id)
+        if wait_ms is None:  # an offer of the same round that had drawn us, by a larger share, still holds
+            self.reason = f"not drawn for round {offer.round_id}" if self.work is Work.IDLE else self.reason
+            return []
+        is_new = offer.round_id != self._tries.round_id  # else it has waited for this round, or pauses after a failure
+        if is_new and wait_ms and self._training is None and not self.durable.outbox:
+            self._wait(offer.round_id, now_ms + wait_ms, f"begins round {offer.round_id} in {wait_ms / 1000:.1f} s")
         self._offer, self._offer_ends_ms = offer, now_ms + offer.lasts_ms
         return self._advance(now_ms)
 
@@ -261,6 +259,10 @@ class Agent:
             self.reason = fit_reason(f"the coordinator does not know this device: {receipt.reason}")
             self._outbox.wait(now_ms, full=bool(self.durable.outbox))
             return []
+        if receipt.verdict == "accepted" and receipt.digest == self._presence.birth_digest:
+            self.reason = ""  # we were unknown, and now we are enrolled
+            self._outbox.hurry()
+            return [*self._send(now_ms), *self._advance(now_ms)]
         if not self.durable.outbox or receipt.digest != self._outbox_digest:
             return []
         counted = receipt.verdict in ("accepted", "duplicate")
@@ -278,13 +280,14 @@ class Agent:
         """Take the next step towards the offered round, if there is one to take."""
         if self._training is not None or self.durable.outbox or self._offer is None:
             return []
-        if now_ms >= self._offer_ends_ms or self._offer.round_id <= self.durable.last_round_id:
+        manifest = self._manifest
+        is_over = manifest is not None and manifest.model_version > self._offer.base_version  # its round has closed
+        if is_over or now_ms >= self._offer_ends_ms or self._offer.round_id <= self.durable.last_round_id:
             self._offer = None  # the pause after a failure stays: it may be offered again, and an old child may answer
             if self._download is not None:
                 self._download.pause()  # what is fetched waits on flash for the next offer
             return []
         plan = self._plans.get(self._offer.plan_digest)
-        manifest = self._manifest
         if plan is None or manifest is None or manifest.model_version != self._offer.base_version:
             self.reason = "waiting for the plan and the manifest of the offered round"
             return []

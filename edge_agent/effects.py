@@ -5,6 +5,7 @@ the order of the list. That order is the durability argument: whatever must be o
 speaks of it.
 """
 
+import enum
 from typing import TypeAlias
 
 from msgspec import Struct
@@ -21,6 +22,16 @@ class Durable(Struct, frozen=True):
     outbox_round_id: int = 0
     residual_round_id: int = 0  # which residual file on flash is the true one; 0: none
     model_version: int = 0  # the newest version ever believed; an older manifest is a replay
+
+
+class Work(enum.Enum):
+    """What the device is doing about learning."""
+
+    IDLE = "idle"
+    WAITING = "waiting"
+    FETCHING = "fetching"
+    TRAINING = "training"
+    SENDING = "sending"
 
 
 class Job(Struct, frozen=True):

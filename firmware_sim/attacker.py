@@ -94,6 +94,7 @@ class Attacker:
             (topics.up(fleet, name, "death"), Death(device.life, 1)),
             (topics.dn(fleet, name, "receipt"), receipt),
             (topics.dn(fleet, name, "offer"), Offer(rounds + 1, offered, version, 600_000)),
+            (topics.shared(fleet, "offer"), Offer(rounds + 1, offered, version, 600_000, bytes(16))),
             (topics.dn(fleet, name, "patch"), Patch(params, max(0, version - 1), bytes(32), b"poison")),
             (topics.shared(fleet, "manifest"), elsewhere),
             (topics.shared(fleet, "state"), State(2**40, online=True, round_id=rounds, model_version=version)),

@@ -23,7 +23,7 @@ from firmware_sim import keyring
 from firmware_sim.promises import INVARIANTS, Violation
 from firmware_sim.promises import fail as _fail
 from firmware_sim.talk import Talk
-from wire import envelope, topics
+from wire import coin, envelope, topics
 from wire.messages import MODEL_FILE, Manifest, Offer, Receipt, State, Update, Want, digest_of
 
 if TYPE_CHECKING:
@@ -257,6 +257,7 @@ class Auditor:
                 _fail("enough", f"round {row.round_id} closed with {members[row.model_version]} of {row.updates_min}")
         for key, counted in database.counted.items():
             plan = database.rounds[key[1]].plan
+            self._check_drawn(*key)
             epoch = plan.scale_epoch
             if epoch != database.lineage[counted.model_version - 2].manifest.scale_epoch:
                 _fail("one scale", f"version {counted.model_version} counts round {key[1]}, which is of epoch {epoch}")
@@ -267,6 +268,11 @@ class Auditor:
             expected = max(1, most * round(16 / math.sqrt(1 + staleness)) // 16)
             if counted.weight != expected:
                 _fail("late, then lighter", f"round {key[1]} of {key[0]} weighs {counted.weight}, not {expected}")
+
+    def _check_drawn(self, device: str, round_id: int) -> None:
+        row = self._world.database.rounds[round_id]
+        if row.nonce and coin.side(keyring.FLEET, round_id, row.nonce, device) >= row.draw:
+            _fail("drawn", f"{device} took part in round {round_id}")
 
     def check_end(self) -> None:
         """Everything that was finished is counted; to be called when a healed world has settled."""
@@ -338,6 +344,9 @@ class Auditor:
     def _on_said(self, topic: str, message: Message | None) -> None:
         database = self._world.database
         match message:
+            case Receipt(verdict="accepted", round_id=0):  # of a birth
+                if topics.parse(topic).device_id not in database.fleet:
+                    _fail("store, then receipt", f"{topic} is let in and not enrolled")
             case Receipt(verdict="accepted" | "duplicate", digest=digest, round_id=round_id):
                 device = topics.parse(topic).device_id
                 row = database.updates.get((device, round_id))
@@ -353,11 +362,14 @@ class Auditor:
                 if message != newest:
                     _fail("store, then say", f"version {version} is not the newest in the database")
                 self._check_base(newest)
-            case Offer(round_id=round_id, base_version=base_version):
+            case Offer(round_id=round_id, base_version=base_version, nonce=nonce, draw=draw):
                 self._grow("round", round_id)
-                row_open = database.rounds.get(round_id)
-                if row_open is None or (row_open.status, row_open.base_version) != ("open", base_version):
+                opened = database.rounds.get(round_id)
+                said = "open", base_version, nonce, draw
+                if opened is None or (opened.status, opened.base_version, opened.nonce, opened.draw) != said:
                     _fail("store, then say", f"round {round_id} on version {base_version} is not open in the database")
+                if topics.is_shared(topic) and not nonce:
+                    _fail("drawn", f"round {round_id} was offered to all")
             case _:
                 pass
 
@@ -396,6 +408,7 @@ class Auditor:
         if update.round_id != last_round_id:
             _fail("persist, then speak", f"{device} keeps round {update.round_id} and calls {last_round_id} its last")
         key = device, update.round_id
+        self._check_drawn(*key)
         if self._updates.get(key) == self._former.get(key):
             self._updates[key] = Sent(sealed, update)
         if self._updates[key].sealed != sealed:

@@ -288,9 +288,9 @@ def _run(
 @contextlib.contextmanager
 def _spoken() -> Iterator[None]:
     """Turn our sentences into click's one line and status 1, and Ctrl-C into a word and status 130."""
+    from broker.database import StoreError
     from broker.mqtt_server import MqttServerError
     from broker.report import ReportError
-    from broker.sqlite import StoreError
     from edge_agent.datafile import DataFileError
     from engine.models.graph import ModelError
     from engine.train import TrainingError

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
+from msgspec.structs import replace
+
 from broker.effects import (
     CommitRound,
     Last,
@@ -21,11 +23,12 @@ from broker.effects import (
     StoreUpdate,
     UpdateRow,
 )
+from broker.standing import ROUNDS_MAX
 
 if TYPE_CHECKING:
-    from wire.messages import Manifest, Plan
+    from wire.messages import Manifest
 
-OPENED_READ_MAX: Final = 64
+OPENED_READ_MAX: Final = 1024
 PATCHES_MAX: Final = 4  # versions that one patch may span; a real store keeps more, and drops them one day, too
 
 
@@ -40,6 +43,7 @@ class ModelVersion(NamedTuple):
     params: bytes
     remainder: bytes = b""  # of the coordinator's master
     accuracy: float | None = None
+    rule_state: bytes = b""  # of the aggregation rule
 
 
 class Counted(NamedTuple):
@@ -88,6 +92,7 @@ class Database:
             last={row.device_id: Last(row.round_id, row.digest) for row in sorted(self.updates.values(), key=_round)},
             pending=tuple(_pending(row) for key, row in self.updates.items() if key not in self.counted),
             manifest=self.lineage[-1].manifest,
+            took=self._took(opened[-1].round_id if opened else 0),
         )
         self._note(snapshot)
         return snapshot
@@ -100,10 +105,10 @@ class Database:
         """The rounds that the operator no longer wants, and that have not ended."""
         return frozenset(key for key in self.unwanted if self.rounds[key].status != "closed")
 
-    def request_round(self, plan: Plan, updates_min: int, cohort_max: int, lasts_ms: int) -> int:
-        """What `broker round start` does; returns the round's number."""
+    def request_round(self, wish: RoundRow) -> int:
+        """What `broker round open` does, with all of `wish` but its number, which is returned."""
         round_id = len(self.rounds) + 1
-        self.store_round(RoundRow(round_id, plan, "waiting", updates_min, cohort_max, lasts_ms))
+        self.store_round(replace(wish, round_id=round_id))
         return round_id
 
     def cancel_round(self, round_id: int) -> None:
@@ -138,7 +143,8 @@ class Database:
         """The new version, whom it counts, and the round's end."""
         self._note(commit)
         made = commit.made
-        self.lineage.append(ModelVersion(commit.manifest, made.params, made.remainder, made.accuracy))
+        kept = made.params, made.remainder, made.accuracy, made.rule_state
+        self.lineage.append(ModelVersion(commit.manifest, *kept))
         for content in (made.params, made.model):
             self._files[hashlib.sha256(content).digest()] = content
         self.counted.update(
@@ -162,9 +168,20 @@ class Database:
         """What the coordinator keeps of a version beside its files."""
         return self.lineage[model_version - 1].remainder
 
+    def rule_state(self, model_version: int) -> bytes:
+        """What the aggregation rule remembers of a version."""
+        return self.lineage[model_version - 1].rule_state
+
     def update_payload(self, device_id: str, round_id: int) -> bytes:
         """The numbers of a stored update."""
         return self.updates[device_id, round_id].payload
+
+    def _took(self, newest: int) -> dict[str, tuple[int, ...]]:
+        took: dict[str, tuple[int, ...]] = {}
+        for device_id, round_id in sorted(self.updates):
+            if round_id > newest - ROUNDS_MAX:
+                took[device_id] = (*took.get(device_id, ()), round_id)
+        return took
 
     def _note(self, traced: Traced) -> None:
         if self.trace is not None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from broker import report
+from broker.history import Extra, Mark
 from firmware_sim import central, data, fleet, summary
 from firmware_sim.site import Recipe, Wish
 
@@ -110,14 +111,14 @@ def _warm(say: Callable[[str], None]) -> None:
     warm(lambda kernel: say(f"preparing kernels, once: {kernel}"))
 
 
-def _extra(title: str, outcome: Outcome, found: dict[str, Any], story: list[str]) -> report.Extra:
+def _extra(title: str, outcome: Outcome, found: dict[str, Any], story: list[str]) -> Extra:
     """What the report needs beside the store."""
     names = {"agent": "agent killed", "coordinator": "coordinator killed", "MQTT server": "MQTT server killed"}
-    return report.Extra(
+    return Extra(
         title=title,
         accuracy_start=found["accuracy_start"],
         accuracy_central=found["accuracy_central"],
-        marks=tuple(report.Mark(blow.round_id, names[blow.target]) for blow in outcome.blows if blow.killed_s),
+        marks=tuple(Mark(blow.round_id, names[blow.target]) for blow in outcome.blows if blow.killed_s),
         wire_bytes={row.round_id: (row.bytes_up, row.bytes_down) for row in outcome.rows},
         update_bytes=tuple(outcome.sealed_bytes),
         rows=summary.rows(found),

@@ -20,11 +20,12 @@ from random import Random
 from typing import TYPE_CHECKING, Final
 
 from broker import mqtt_server
+from broker.aggregate.rules import rule_named
+from broker.config import Aggregate as Rule
 from broker.config import load
-from broker.plans import plan_of
 from broker.registry import model_of, params_bytes_of
 from broker.store import Store
-from broker.versions import frame_under
+from broker.views import ask_for_rounds
 from engine.frame import frame_of
 from engine.master import Numbers
 from firmware_sim import processes
@@ -129,7 +130,7 @@ class _Run:
         self._watch: Watch = follow(coordinator.log, {name: program.log for name, program in agents.items()})
         first = Numbers(params_bytes_of(site.first.manifest, site.first.blobs.__getitem__), site.first.remainder)
         base = model_of(site.first.manifest, site.first.blobs.__getitem__)
-        self._lineage = Lineage(frame_of(base, wish.train), first, 1.0)
+        self._lineage = Lineage(frame_of(base, wish.train), first, rule_named(Rule().rule), 1.0)
         self._rows: list[Row] = []
         self._notes: list[str] = []
         self._heard_of_s = time.monotonic()
@@ -187,10 +188,7 @@ class _Run:
         """Ask for rounds as `broker round open --count` does."""
         config = load(self._site.broker_config)
         with Store(self._site.store) as store:
-            manifest = store.manifest()
-            assert manifest is not None, "prepare put a first version into the store"
-            plan_ = plan_of(config, manifest, frame_under(manifest, config.model.train, store))
-            store.request_rounds(plan_, count, config.round.updates_min, 0, config.round.lasts_s * 1000)
+            ask_for_rounds(config, store, count=count)
         self._requested += count
         self._closed_s = time.monotonic()
 

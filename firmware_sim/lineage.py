@@ -8,9 +8,10 @@ The store's word is not enough: a coordinator that adds an update twice may stil
 takes the first version's parameters and adds, version by version, the updates that it heard on the wire itself, in
 another order and another grouping than the coordinator. Sums are exact integers, so the result must have the very
 SHA-256 that the version's manifest names; and where the manifest brings a new base file, so must the base that the
-auditor rescales itself. Where it has not, the auditor tries each member out, and twice, and says which one was lost or
-doubled. A version may hold a part of its round back; whether that part is right shows in the newest version, of which
-the store still has the master. Where nothing explains a version, the auditor goes on from there, too.
+auditor rescales itself. What the aggregation rule remembers from version to version the auditor makes again, too. Where
+a digest is another one, the auditor tries each member out, and twice, and says which one was lost or doubled. A version
+may hold a part of its round back; whether that part is right shows in the newest version, of which the store still has
+the master. Where nothing explains a version, the auditor goes on from there, too.
 """
 
 from __future__ import annotations
@@ -19,25 +20,29 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from broker.aggregate.rule import Terms
+from broker.aggregate.rules import real_steps
 from broker.effects import Pending
+from broker.plans import is_dense
 from broker.registry import model_of
 from broker.rounds import weigh
 from broker.versions import publish_max
-from engine import master, ring
+from engine import master
 from engine.codec import payload as payloads
 from engine.frame import frame_of
 from engine.master import Numbers
 from engine.rescale import grown
+from engine.ring import Member, Purpose
 from wire.messages import MODEL_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from broker.aggregate.rule import Rule
     from broker.rows import StoredUpdate, VersionRow
     from broker.store import Store
-    from engine.codec.update import Update as Numbered
     from engine.frame import Frame
-    from wire.messages import Plan, Update
+    from wire.messages import Manifest, Plan, Update
 
 
 @dataclass(frozen=True)
@@ -49,23 +54,17 @@ class Finished:
     sealed_bytes: int
 
 
-@dataclass(frozen=True)
-class Member:
-    """One update as a version should count it, with its weight."""
-
-    key: tuple[str, int]  # (device_id, round_id)
-    update: Numbered
-    weight: int
-
-
 @dataclass
 class Lineage:
     """The numbers of one version after the other, recomputed. Starts from version 1's own."""
 
     frame: Frame
     numbers: Numbers | None  # None: not known, since nothing explained a version; no later one can be proved
+    rule: Rule
     learning_rate: float
     publish_rate: float = 0.0  # as the coordinator's configuration says it
+    rule_state: bytes = b""  # what the rule remembers of the version
+    scale_epoch: int = 0
     version: int = 1
     proved: list[int] = field(default_factory=list)  # versions with the digest that they should have
     wrong: list[int] = field(default_factory=list)  # versions with another one
@@ -83,7 +82,8 @@ class Lineage:
         while (row := rows.get(self.version + 1)) is not None:
             mine = [update for update in counted if update.counted_in == row.model_version]
             members = [self._member(store, update, heard(update.digest), plans) for update in mine]
-            self._check(store, row, members, publish_max(self.publish_rate, plans[row.round_id]))
+            self._check(store, row, members, plans[row.round_id])
+            self.scale_epoch = _manifest_of(store, row).scale_epoch
 
     def _member(self, store: Store, stored: StoredUpdate, update: Update | None, plans: Mapping[int, Plan]) -> Member:
         """What the update is by itself; by the store only where the wire did not show it."""
@@ -102,22 +102,23 @@ class Lineage:
         update_ = payloads.decode(payload, self.frame.shapes, lane=self.frame.lane, k_max=size, coding="context")
         return Member((stored.device_id, stored.round_id), update_, pending.weight)
 
-    def _check(self, store: Store, row: VersionRow, members: Sequence[Member], most: int) -> None:
-        manifest = store.manifest(row.model_version)
-        assert manifest is not None, "a version that is listed has a manifest"
+    def _check(self, store: Store, row: VersionRow, members: Sequence[Member], plan: Plan) -> None:
+        manifest = _manifest_of(store, row)
         base = next(file.digest for file in manifest.files if file.name == MODEL_FILE)
         grows = base != hashlib.sha256(self.frame.model).digest()
         remainder = store.remainder(row.model_version)  # empty unless it is the newest version
-        self.version = row.model_version
+        kept_state, self.version = store.rule_state(row.model_version), row.model_version
 
         def explains(tried: Sequence[Member]) -> bool:
             if self.numbers is None:
                 return False
-            frame, numbers = self._add(self.numbers, tried, most, grows=grows)
+            frame, numbers, rule_state = self._add(plan, row.round_id, self.numbers, tried, grows=grows)
             digests = hashlib.sha256(numbers.published).digest(), hashlib.sha256(frame.model).digest()
             if digests != (row.params_digest, base) or numbers.remainder != (remainder or numbers.remainder):
                 return False
-            self.frame, self.numbers = frame, numbers
+            if rule_state != (kept_state or rule_state):
+                return False
+            self.frame, self.numbers, self.rule_state = frame, numbers, rule_state
             return True
 
         if explains(members):
@@ -126,25 +127,41 @@ class Lineage:
         self.wrong.append(row.model_version)
         for at, member in enumerate(members):
             others = [*members[:at], *members[at + 1 :]]
-            for found, tried in ((self.left_out, others), (self.doubled, [*members, member])):
+            for found, tried in ((self.left_out, others), (self.doubled, [*members, _again(member)])):
                 if tried and explains(tried):
                     found.append(member.key)
                     return
         # Nothing explains it: no member of this version is proved. Go on from what the coordinator made of it.
         self.left_out += [member.key for member in members]
         self.numbers = Numbers(store.blob(row.params_digest), remainder) if remainder else None
+        self.rule_state = kept_state
         if grows:
             self.frame = frame_of(model_of(manifest, store.blob), self.frame.suffix.train)
 
-    def _add(self, numbers: Numbers, members: Sequence[Member], most: int, *, grows: bool) -> tuple[Frame, Numbers]:
+    def _add(
+        self, plan: Plan, round_id: int, numbers: Numbers, members: Sequence[Member], *, grows: bool
+    ) -> tuple[Frame, Numbers, bytes]:
         """The next numbers, summed from the last member to the first, in two groups that are merged."""
-        size, lane = self.frame.suffix.num_params, self.frame.lane
-        groups = [ring.empty(size, lane), ring.empty(size, lane)]
-        for at, member in enumerate(reversed(members)):
-            groups[at % 2] = ring.add(groups[at % 2], member.update, member.weight)
-        step = ring.mean_step(ring.merge(*groups), self.learning_rate)
-        after, _ = master.advance(self.frame, numbers, step, publish_max=most)
-        return (grows and grown(self.frame, after)) or (self.frame, after)
+        frame, rule, dense = self.frame, self.rule, is_dense(plan)
+        purpose = Purpose(frame.suffix.num_params, frame.lane, round_id, self.version - 1, self.scale_epoch, dense)
+        backwards = list(reversed(members))
+        groups = [rule.add(rule.init(purpose), backwards[start::2]) for start in (0, 1)]
+        terms = Terms(self.learning_rate, real_steps(frame), self.rule_state)
+        step = rule.finish(rule.merge(groups[1], groups[0]), terms)
+        after, _ = master.advance(frame, numbers, step.numbers, publish_max=publish_max(self.publish_rate, plan))
+        return *((grows and grown(frame, after)) or (frame, after)), step.carried
+
+
+def _again(member: Member) -> Member:
+    """The same update as if it were somebody else's: what a coordinator adds who counts it twice."""
+    device_id, round_id = member.key
+    return member._replace(key=(f"{device_id} again", round_id))
+
+
+def _manifest_of(store: Store, row: VersionRow) -> Manifest:
+    manifest = store.manifest(row.model_version)
+    assert manifest is not None, "a version that is listed has a manifest"
+    return manifest
 
 
 @dataclass(frozen=True)

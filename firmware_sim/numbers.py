@@ -19,7 +19,7 @@ import numpy as np
 
 from broker import versions
 from broker.admission import gate
-from broker.aggregate.rules import RULES, AggregateError
+from broker.aggregate.rules import AggregateError, rule_named
 from broker.config import Aggregate as Rule
 from broker.config import Config, Fleet, Model, Recipe
 from broker.effects import Aggregate, Aggregated, AggregateFailed, Pending
@@ -226,8 +226,9 @@ def _owed(kept: bytes | None, frame: Frame, plan: Plan) -> residual.Owed | None:
 
 
 def _next_version(work: Aggregate, database: Database, held_out: HeldOut | None) -> Aggregated:
-    frames = versions.Frames(database)
-    return versions.next_version(work, database, RULES["fedavg"], Rule(), frames=frames, held_out=held_out).answer
+    frames, recipe = versions.Frames(database), Rule()
+    rule = rule_named(recipe.rule)
+    return versions.next_version(work, database, rule, recipe, frames=frames, held_out=held_out).answer
 
 
 def _model_of(database: Database, work: Aggregate) -> bytes:

@@ -11,6 +11,7 @@ INVARIANTS: Final = {
     "store, then say": "epochs, rounds and versions are in the database before anyone hears of them",
     "counted once": "a stored update is counted exactly once by the end, and nothing else is counted",
     "enough": "no round closes with fewer updates than it asked for",
+    "drawn": "a buffered round counts only devices whose coin is below its share",
     "cancelled by wish": "a round ends without a version only when the operator cancelled it, else with one",
     "one scale": "a version counts only updates that count in the scales of the version before",
     "late, then lighter": "an update weighs its examples, at most the plan's limit, less by the root of its staleness",

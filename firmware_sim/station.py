@@ -30,6 +30,7 @@ from broker.effects import (
     SendChunk,
     SendPatch,
     StoreEpoch,
+    StoreInvited,
     StoreRound,
     StoreSeen,
     StoreUpdate,
@@ -239,7 +240,7 @@ class Station:
                 self._send_patch(effect)
             case StoreEpoch(epoch=epoch):
                 database.store_epoch(epoch)
-            case StoreSeen():
+            case StoreSeen() | StoreInvited():
                 pass  # for the operator's eyes only
             case StoreUpdate(row=row):
                 self._world.note(keyring.COORDINATOR, f"stores round {row.round_id} of {row.device_id}", row.digest)

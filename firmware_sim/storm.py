@@ -107,10 +107,13 @@ def _live(world: World, rounds: int) -> None:
         updates_min = chance.randint(1, max(1, devices // 2))
         cohort_max = chance.choice([0, chance.randint(updates_min, devices)])
         lasts_ms = chance.choice([LASTS_MS // 3, LASTS_MS])
+        enough = 0
+        if world.mode == "buffered":  # the K-th update closes it, and time with as many, or with one
+            enough, updates_min = updates_min, chance.choice([1, updates_min])
         if weather.round_every_ms:
-            world.at(number * weather.round_every_ms, world.request_round, updates_min, cohort_max, lasts_ms)
+            world.at(number * weather.round_every_ms, world.request_round, updates_min, cohort_max, lasts_ms, enough)
         else:
-            world.request_round(updates_min, cohort_max, lasts_ms)
+            world.request_round(updates_min, cohort_max, lasts_ms, enough)
     world.at(chance.randrange(ENROL_MS), world.enrol_late)
     world.run(world.now_ms + (rounds - 1) * weather.round_every_ms)
     _run_until_settled(world, weather.lasts_ms)

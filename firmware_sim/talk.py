@@ -37,7 +37,8 @@ class Talk:
 
     def heard(self, device: str, kind: str, *, enrolled: bool) -> None:
         """A message in the name of this device has reached the coordinator."""
-        self._heard[device] += kind == "update" or (kind == "birth" and not enrolled)
+        # a stranger's birth is answered twice if it is enrolled afterwards
+        self._heard[device] += 1 if kind == "update" else 2 if kind == "birth" and not enrolled else 0
 
     def receipt(self, device: str) -> str:
         """The coordinator sends a receipt."""

@@ -78,6 +78,7 @@ class Weather(Struct, frozen=True, forbid_unknown_fields=True):
     coordinator_cut_at_effect_rate: float = 0.0
     coordinator_exit_at_effect_rate: float = 0.0
     coordinator_down_ms_max: int = 1_000
+    buffered_rate: float = 0.0  # of worlds: rounds are buffered, and offered to all at once
     turns_rate: float = 0.0  # of worlds: the coordinator takes events in turns, and a sum holds it up
     stall_rate: float = 0.0  # of turns: its disk holds it up before
     stall_ms_max: int = 10_000

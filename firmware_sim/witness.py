@@ -44,7 +44,7 @@ NO_RESIDUAL: Final = 2**64 - 1  # the residual that the job named was not on fla
 CHUNK_BYTES: Final = 32  # small, so that fetching takes a while
 LARGE_CHUNK_BYTES: Final = 256  # in a large fleet, where that would take too long
 
-_FORM: Final = struct.Struct("<4sHIQQ8s")
+_FORM: Final = struct.Struct("<4sIIQQ8s")
 _MAGIC: Final = b"WIT1"
 _PATCH: Final = b"P"
 _DIGEST_BYTES: Final = 32

@@ -17,6 +17,9 @@ import heapq
 import random
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
+from msgspec.structs import replace
+
+from broker.effects import Mode, RoundRow
 from firmware_sim import attacks, keyring, witness
 from firmware_sim.attacker import Attacker
 from firmware_sim.auditor import Auditor
@@ -119,6 +122,7 @@ class World:
         self.honest_places = tuple(index for index, name in enumerate(names) if name not in self.dishonest)
         self.plan, self.database = self._found({name: text for name, text in fleet.items() if name not in self.late})
         self.auditor = Auditor(self, fleet)
+        self.mode: Mode = "buffered" if self.chance(weather.buffered_rate, "buffered") else "synchronous"
         self.takes_turns = self.chance(weather.turns_rate, "turns")
         self.sun = Sun(random.Random(f"sun/{seed}"), weather.panel_w)  # over all devices
         self.air = Air(random.Random(f"air/{seed}"), hot_rate=weather.hot_day_rate, hot_c=weather.hot_day_c)
@@ -256,9 +260,10 @@ class World:
         self.database.enrol({name: text for name, text in self._fleet.items() if name not in self.late})
         self.station.read_fleet()
 
-    def request_round(self, updates_min: int, cohort_max: int = 0, lasts_ms: int = LASTS_MS) -> int:
-        """Ask for one more round; returns its number."""
-        round_id = self.database.request_round(self.plan, updates_min, cohort_max, lasts_ms)
+    def request_round(self, updates_min: int, cohort_max: int = 0, lasts_ms: int = LASTS_MS, enough: int = 0) -> int:
+        """Ask for one more round, of the world's mode; it closes at once with `enough` updates. Returns its number."""
+        wish = RoundRow(0, self.plan, "waiting", updates_min, cohort_max, lasts_ms)
+        round_id = self.database.request_round(replace(wish, mode=self.mode, updates_enough=enough))
         self.note("operator", f"requests round {round_id}: {updates_min} updates, cohort {cohort_max or 'of all'}")
         self.station.read_rounds()
         return round_id

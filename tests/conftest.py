@@ -1,7 +1,9 @@
-"""Fixtures that several packages share: an MQTT server of one's own."""
+"""Fixtures that several packages share: an MQTT server and a PostgreSQL server of one's own."""
 
 from __future__ import annotations
 
+from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +12,9 @@ from broker import mqtt_server as servers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from broker.database import Place
+    from tests.databases import PostgresServer
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +42,30 @@ def mosquitto_server(
     server = servers.start(tmp_path_factory.mktemp("mosquitto"), kind="mosquitto")
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server, one for the whole run; tests that need one are skipped where it is not installed."""
+    if not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
+        pytest.skip("needs PostgreSQL: there is no /usr/lib/postgresql/*/bin/initdb (apt-get install postgresql)")
+    from tests.databases import PostgresServer
+
+    server = PostgresServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def places(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """Where stores may be made, one after the other; a test that asks runs once for each database."""
+    if request.param == "sqlite":
+        return (tmp_path / "broker.db" if not number else tmp_path / f"broker-{number}.db" for number in count())
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return (server.fresh() for _ in count())
+
+
+@pytest.fixture
+def place(places: Iterator[Place]) -> Place:
+    """Where a store may be made."""
+    return next(places)

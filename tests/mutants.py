@@ -54,6 +54,7 @@ DOWNLOAD = "edge_agent/download.py"
 OUTBOX = "edge_agent/outbox.py"
 PRESENCE = "edge_agent/presence.py"
 COORDINATOR = "broker/coordinator.py"
+VERDICTS = "broker/verdicts.py"
 ROUNDS = "broker/rounds.py"
 SESSIONS = "broker/sessions.py"
 VOICE = "broker/voice.py"
@@ -213,15 +214,15 @@ MUTANTS = (
         "sends the receipt before it stores",
     ),
     Mutant(
-        COORDINATOR,
+        VERDICTS,
         "if last is not None and update.round_id == last.round_id:",
         "if False and last is not None and update.round_id == last.round_id:",
         "stores an update twice",
     ),
     Mutant(
-        COORDINATOR,
-        "            if digest == last.digest:\n",
-        "            if True:\n",
+        VERDICTS,
+        "        if digest == last.digest:\n",
+        "        if True:\n",
         "calls another update of the same round a duplicate",
     ),
     Mutant(
@@ -258,13 +259,13 @@ MUTANTS = (
         "opens a round without storing it",
     ),
     Mutant(
-        COORDINATOR,
-        "reason = self._id.admit(update.payload, row.plan)",
+        VERDICTS,
+        "reason = identity.admit(update.payload, row.plan)",
         "reason = None",
         "admits any payload",
     ),
     Mutant(
-        COORDINATOR,
+        VERDICTS,
         "if update.base_version != row.base_version:",
         "if False:",
         "takes an update of another version",
@@ -341,7 +342,24 @@ MUTANTS = (
         "        if False:",
         "leaves a plan that was overwritten as it is",
     ),
-    Mutant(COORDINATOR, "        if knocked and self._up:", "        if False:", "leaves a new device waiting"),
+    Mutant(
+        COORDINATOR,
+        "for name, sealed in knocked for effect",
+        "for name, sealed in () for effect",
+        "leaves a new device waiting",
+    ),
+    Mutant(
+        COORDINATOR,
+        'self._strangers = dict.fromkeys(self._strangers, b"")',
+        "pass",
+        "believes that a device is there which knocked before the link was lost",
+    ),
+    Mutant(
+        AGENT,
+        'if receipt.verdict == "accepted" and receipt.digest == self._presence.birth_digest:',
+        "if False:",
+        "does not notice that it was let in",
+    ),
     Mutant(
         ROUNDS,
         "if self.closing or pending_count < self.row.updates_min:",
@@ -422,8 +440,8 @@ MUTANTS = (
     ),
     # scale epochs
     Mutant(
-        COORDINATOR,
-        "if self._manifest is not None and row.plan.scale_epoch != self._manifest.scale_epoch:",
+        VERDICTS,
+        "if manifest is not None and row.plan.scale_epoch != manifest.scale_epoch:",
         "if False:",
         "counts steps of other scales: the epoch is not checked",
     ),

@@ -22,6 +22,8 @@ PARAMS_MAX: Final = 16 * 1024 * 1024
 EXAMPLES_MAX: Final = 1_000_000
 REASON_CHARS_MAX: Final = 160
 TRAIN_CHARS_MAX: Final = 512
+NONCE_BYTES_MAX: Final = 32
+COIN_SIDES: Final = 2**32  # of the coin that decides who is drawn (wire/coin.py)
 
 # Implementation: ours, and safe to change.
 KEEPALIVE_S: Final = 45  # a dead device is noticed within 68 s (1.5 x keepalive, MQTT 3.1.1 section 3.1.2.10)

@@ -107,6 +107,8 @@ class Plan(Struct, frozen=True, array_like=True, tag="plan"):
 class Offer(Struct, frozen=True, array_like=True, tag="offer"):
     """Coordinator → device: you are in this round's cohort. Train `base_version` by the named plan.
 
+    Coordinator → all, retained: so is everyone whose coin is below the share (wire/coin.py).
+
     `lasts_ms` is a duration from its arrival: a device has no clock that outlives a power cut.
     """
 
@@ -114,6 +116,9 @@ class Offer(Struct, frozen=True, array_like=True, tag="offer"):
     plan_digest: Digest
     base_version: Version
     lasts_ms: DurationMs
+    nonce: Annotated[bytes, Meta(max_length=limits.NONCE_BYTES_MAX)] = b""  # public; what the round's coins are made of
+    draw: Annotated[int, Meta(ge=0, le=limits.COIN_SIDES)] = limits.COIN_SIDES  # the share: whose coin is below is in
+    jitter_ms: Annotated[int, Meta(ge=0, le=366 * 24 * 3600 * 1000)] = 0  # each waits its own part of it
 
 
 class Update(Struct, frozen=True, array_like=True, tag="update"):

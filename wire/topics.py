@@ -22,7 +22,7 @@ RESERVED: Final = (ALL, "coordinator")  # the coordinator's MQTT client id and c
 
 UP_KINDS: Final = ("birth", "death", "update", "want", "telemetry")
 DN_KINDS: Final = ("offer", "receipt", "chunk", "patch", "label")
-SHARED_KINDS: Final = ("state", "plan", "manifest")
+SHARED_KINDS: Final = ("state", "plan", "manifest", "offer")
 
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
 
@@ -69,6 +69,11 @@ def dn(fleet: str, device_id: str, kind: str) -> str:
 def shared(fleet: str, kind: str) -> str:
     """The retained topic on which every device receives `kind`."""
     return f"{ROOT}/{fleet}/{ALL}/{ALL}/dn/{kind}"
+
+
+def is_shared(topic: str) -> bool:
+    """Is this a topic that every device reads?"""
+    return f"/{ALL}/{ALL}/dn/" in topic
 
 
 def device_filters(fleet: str, device_id: str) -> tuple[str, ...]:

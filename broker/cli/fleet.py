@@ -51,11 +51,49 @@ def remove(device_id: str, config_path: Path | None) -> None:
     click.echo(f"{device_id} is no longer enrolled.")
 
 
+@fleet.command()
+@click.argument("device_id", metavar="ID")
+@click.argument("tags", metavar="[TAG]...", nargs=-1)
+@config_option
+def tag(device_id: str, tags: tuple[str, ...], config_path: Path | None) -> None:
+    """Call the device ID by these tags, and by no others: the groups that broker round open --tags asks for.
+
+    Exit status: 0 it is called so, 1 there is no such device, or no such tag can be, 2 wrong usage.
+    """
+    from broker.views import ViewError, call_device
+
+    with spoken(ViewError), open_store(open_config(config_path), read_only=False) as store:
+        call_device(store, device_id, tags)
+    click.echo(f"{device_id} has " + (f"the tags {', '.join(sorted(set(tags)))}." if tags else "no tags."))
+
+
+@fleet.command()
+@click.argument("device_id", metavar="ID")
+@config_option
+@json_option
+def show(device_id: str, config_path: Path | None, as_json: bool) -> None:
+    """Show one device, and its history: rounds offered, drawn and finished, updates that came late.
+
+    Exit status: 0 shown, 1 there is no such device, 2 wrong usage.
+    """
+    from broker.cli.printing import print_json, print_table
+    from broker.views import ViewError, device_row
+
+    config = open_config(config_path)
+    with spoken(ViewError), open_store(config, read_only=True) as store:
+        row = device_row(store, config.fleet.id, device_id)
+    if as_json:
+        print_json(row)
+        return
+    shown = {**row, "tags": ", ".join(row["tags"])}
+    print_table(("field", "value"), [[key, "" if value is None else value] for key, value in shown.items()], "")
+
+
 @fleet.command("list")
 @config_option
 @json_option
 def list_(config_path: Path | None, as_json: bool) -> None:
-    """Show every enrolled device: is it there, what does it do, how many of its updates were counted?
+    """Show every enrolled device: is it there, what does it do, how many of its updates were counted, or came late?
 
     Exit status: 0 shown, 1 no store, 2 wrong usage.
     """
@@ -67,13 +105,16 @@ def list_(config_path: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    columns = ("device", "present", "seen", "examples", "version", "work", "counted", "reason")
+    columns = ("device", "present", "seen", "examples", "version", "work", "counted", "late", "last", "tags", "reason")
     table = [
         (
             r["device_id"],
             "yes" if r["present"] else "no",
             ago(r["seen_unix_s"]) if r["seen_unix_s"] else "never",
-            *(r[key] for key in ("num_examples", "model_version", "work", "updates_counted", "reason")),
+            *(r[key] for key in ("num_examples", "model_version", "work", "updates_counted", "updates_late")),
+            r["last_round_id"] or "",
+            " ".join(r["tags"]),
+            r["reason"],
         )
         for r in rows
     ]

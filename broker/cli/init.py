@@ -19,6 +19,12 @@ from broker.cli.opening import spoken
 @click.option("--fleet", default="fleet", show_default=True, help="The fleet's id: a-z, 0-9 and '-'.")
 @click.option("--mqtt", default="embedded", show_default=True, help="embedded, mqtt://host:1883 or mqtts://host:8883.")
 @click.option(
+    "--store",
+    default="",
+    metavar="URL",
+    help="PostgreSQL in place of a file: postgresql://user@host/database, with the password from PGPASSFILE.",
+)
+@click.option(
     "--evaluate",
     type=click.Path(exists=True, dir_okay=False, resolve_path=True),
     default=None,

@@ -5,6 +5,7 @@ Each command is a file here. They import what is heavy inside, so that --help co
 
 import click
 
+from broker.cli.backup import backup, restore
 from broker.cli.doctor import doctor
 from broker.cli.fleet import fleet
 from broker.cli.init import init
@@ -27,7 +28,7 @@ def main() -> None:
     """
 
 
-for command in (init, serve, fleet, round_, plan, model, report, doctor):
+for command in (init, serve, fleet, round_, plan, model, report, doctor, backup, restore):
     main.add_command(command)
 
 

@@ -65,6 +65,37 @@ def show(version: int, config_path: Path | None, as_json: bool) -> None:
 
 
 @model.command()
+@click.argument("older", type=click.IntRange(1))
+@click.argument("newer", type=click.IntRange(1))
+@config_option
+@json_option
+def diff(older: int, newer: int, config_path: Path | None, as_json: bool) -> None:
+    """Show how far each layer moved from version OLDER to version NEWER.
+
+    Exit status: 0 shown, 1 there is no such version or it is too old, 2 wrong usage.
+    """
+    import msgspec
+
+    from broker.cli.printing import print_json, print_table
+    from broker.difference import between
+    from broker.views import ViewError, manifest_of
+    from engine.models.graph import ModelError
+
+    with spoken(ViewError, ModelError):
+        config = open_config(config_path)
+        with open_store(config, read_only=True) as store:
+            found = between(manifest_of(store, older), manifest_of(store, newer), config.model.train, store)
+    if as_json:
+        print_json([msgspec.structs.asdict(each) for each in found])
+        return
+    table = [
+        (each.layer, each.num_params, each.num_changed, each.moved and f"{each.moved:.4f}", f"{each.largest:.4g}")
+        for each in found
+    ]
+    print_table(("layer", "params", "changed", "moved / norm", "largest step"), table, "nothing trains")
+
+
+@model.command()
 @click.argument("version", type=click.IntRange(1))
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.tflite")
 @config_option

@@ -32,7 +32,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="JSON, for sc
 def spoken(*more: type[Exception]) -> Iterator[None]:
     """Turn configuration and store errors, and those of `more`, into click's one line and status 1."""
     from broker.config import ConfigError
-    from broker.sqlite import StoreError
+    from broker.database import StoreError
 
     kinds: tuple[type[Exception], ...] = (ConfigError, StoreError, *more)
     try:
@@ -62,10 +62,6 @@ def open_config(path: Path | None) -> Config:
 
 def open_store(config: Config, *, read_only: bool) -> Store:
     """Open the fleet's store, which must be there; StoreError otherwise."""
-    from broker.sqlite import StoreError
     from broker.store import Store
 
-    path = config.path(config.store.path)
-    if not path.is_file():
-        raise StoreError(f"there is no store at {path}: make one with broker init")
-    return Store(path, read_only=read_only)
+    return Store(config.store_place(), read_only=read_only, make=False)

@@ -30,7 +30,7 @@ def report(config_path: Path | None, out: Path | None, as_json: bool) -> None:
         config = open_config(config_path)
         with open_store(config, read_only=True) as store:
             versions = version_rows(store)
-        page = write(config.path(config.store.path), out or config.path("report"))
+        page = write(config.store_place(), out or config.path("report"))
     if as_json:
         print_json({"page": str(page), "versions": versions})
     else:

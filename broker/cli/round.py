@@ -20,11 +20,23 @@ def round_() -> None:
 @round_.command("open")
 @config_option
 @click.option("--count", default=1, show_default=True, type=click.IntRange(1, 10_000), help="How many, in a row.")
+@click.option("--mode", type=click.Choice(["buffered", "synchronous"]), help="Close when enough came, or wait for all.")
 @click.option("--min-devices", "updates_min", type=click.IntRange(1), help="Never close with fewer updates.")
 @click.option(
-    "--cohort", "cohort_max", type=click.IntRange(0), help="Invite so many, drawn by lot; 0: everyone who is there."
+    "--enough", "updates_enough", type=click.IntRange(1), help="Buffered: close at once with so many updates."
 )
+@click.option(
+    "--cohort", "cohort_max", type=click.IntRange(0), help="Want so many, drawn by lot; 0: everyone who is there."
+)
+@click.option("--oversample", type=click.FloatRange(1, 10), help="Synchronous: invite so many times as many.")
 @click.option("--lasts", metavar="90s|10m|2h", help="How long to wait for the slowest.")
+@click.option("--tags", default="", metavar="TAG,TAG", help="Only devices that have every one: broker fleet tag.")
+@click.option("--min-examples", "num_examples_min", type=click.IntRange(1), help="Only devices with so many examples.")
+@click.option("--min-version", "version_min", default=0, type=click.IntRange(0), help="Only devices that had this one.")
+@click.option(
+    "--min-battery", "battery_rate_min", default=0.0, type=click.FloatRange(0, 1), help="0.3: 30 %, where told."
+)
+@click.option("--at-most", metavar="N/M", help="No device in more than N of the last M rounds, as in 2/10.")
 @click.option("--epochs", type=click.IntRange(1), help="How often a device goes through its examples.")
 @click.option("--batch-size", type=click.IntRange(1))
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True))
@@ -33,7 +45,17 @@ def round_() -> None:
 @click.option("--value-bits", type=click.IntRange(0, 8), help="Of one value; 0: exact where the model is int8.")
 @click.option("--coding", type=click.Choice(["rice", "context"]), help="Cheap to read here, or cheap to send.")
 @click.option("--update-bytes", "update_bytes_max", type=click.IntRange(0), help="Send what fits; 0: what --keep says.")
-def open_(config_path: Path | None, count: int, lasts: str | None, **options: Any) -> None:
+def open_(
+    *,
+    config_path: Path | None,
+    count: int,
+    lasts: str | None,
+    tags: str,
+    version_min: int,
+    battery_rate_min: float,
+    at_most: str | None,
+    **options: Any,
+) -> None:
     """Let rounds wait for the coordinator, which opens them one after the other. Defaults stand in broker.toml.
 
     Prints what one update will cost: its bytes, and the time that it takes to read here, measured now.
@@ -42,13 +64,14 @@ def open_(config_path: Path | None, count: int, lasts: str | None, **options: An
     """
     from broker.config import parse_duration_ms
     from broker.cost import sentences
-    from broker.views import ask_for_rounds, cost_of_plan
+    from broker.views import ViewError, ask_for_rounds, choice_of, cost_of_plan
 
-    with spoken():
+    with spoken(ViewError):
+        choice = choice_of(tags, battery_rate_min, version_min, at_most)
         config = open_config(config_path)
         lasts_ms = None if lasts is None else parse_duration_ms(lasts)
         with open_store(config, read_only=False) as store:
-            ids = ask_for_rounds(config, store, count=count, lasts_ms=lasts_ms, **options)
+            ids = ask_for_rounds(config, store, count=count, lasts_ms=lasts_ms, choice=choice, **options)
             plan = next(row.plan for row in store.rounds() if row.round_id == ids[0])
             cost = cost_of_plan(config, store, plan)
     click.echo(f"Round {ids[0]} waits." if count == 1 else f"Rounds {ids[0]} to {ids[-1]} wait.")
@@ -89,7 +112,7 @@ def list_(config_path: Path | None, as_json: bool) -> None:
         print_json(rows)
         return
     shown = ("round_id", "status", "base_version", "model_version", "updates_stored", "updates_counted")
-    keys = (*shown, "updates_min", "cohort_max")
-    columns = ("round", "status", "from version", "made version", "updates", "counted", "at least", "cohort")
+    keys = (*shown, "mode", "updates_min", "updates_enough", "cohort_max")
+    columns = ("round", "status", "from version", "made version", "updates", "counted", "mode", "at least", "enough")
     table = [[row[key] for key in keys] + [f"{row['lasts_ms'] // 1000} s"] for row in rows]
-    print_table((*columns, "lasts"), table, "No round yet: broker round open")
+    print_table((*columns, "cohort", "lasts"), table, "No round yet: broker round open")

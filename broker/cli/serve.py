@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 def serve(config_path: Path | None, mqtt: str | None, port: int | None) -> None:
     """Coordinate: open the rounds that wait, take updates, make model versions. Prints its log.
 
+    A second one with the same store stands by, and takes over when the first has ended.
+
     Exit status: 0 after SIGTERM or Ctrl-C, 1 when it could not start or go on (start it again), 2 wrong usage.
     """
     import msgspec

@@ -6,18 +6,23 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
 from broker.cli.main import main
-from broker.effects import StoreRound, StoreSeen, StoreUpdate
+from broker.effects import Choice, StoreRound, StoreSeen, StoreUpdate
 from broker.rows import Cost
 from broker.store import Store
 from engine.models.tflite import read
 from tests.broker.fleet import KEY, row
 from tests.broker.test_store import commit, member, update_row
 from wire import keys
+
+if TYPE_CHECKING:
+    from tests.databases import PostgresServer
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "firmware_sim/models/digits.tflite"
@@ -80,6 +85,19 @@ def test_init_overwrites_nothing(home: Path) -> None:
     assert {path: path.read_bytes() for path in home.iterdir()} == before
     (home / "broker.toml").unlink()
     assert "coordinator.key exists" in refused("init", home, "--model", MODEL)
+
+
+def test_init_makes_a_store_on_postgres_and_overwrites_none(tmp_path: Path, postgres: PostgresServer) -> None:
+    url = postgres.fresh().url
+    good("init", tmp_path / "farm", "--model", MODEL, "--store", url)
+    assert good("model", "list", "--config", tmp_path / "farm").count("\n") == 2
+    assert not list((tmp_path / "farm").glob("*.db"))
+    said = refused("init", tmp_path / "other", "--model", MODEL, "--store", url)
+    assert "there is a store at postgresql://hedgerow@/postgres, and nothing is overwritten" in said
+    assert not (tmp_path / "other").exists()
+    assert "a url with a password" in refused(
+        "init", tmp_path / "other", "--model", MODEL, "--store", "postgresql://u:p@h/d"
+    )
 
 
 @pytest.mark.parametrize(
@@ -147,11 +165,79 @@ def test_rounds_wait_with_the_plan_that_was_asked_for(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "mode", "cohort_max", "updates_enough"),
+    [
+        ((), "buffered", 0, 10),
+        (("--enough", 4), "buffered", 0, 4),
+        (("--min-devices", 12), "buffered", 0, 12),
+        (("--cohort", 6), "buffered", 6, 6),  # it waits for no more than there will be
+        (("--mode", "synchronous"), "synchronous", 0, 0),
+        (("--mode", "synchronous", "--cohort", 10), "synchronous", 13, 10),
+        (("--mode", "synchronous", "--cohort", 10, "--oversample", 1), "synchronous", 10, 0),
+    ],
+)
+def test_a_round_is_buffered_unless_another_mode_is_asked_for(
+    home: Path, options: tuple[object, ...], mode: str, cohort_max: int, updates_enough: int
+) -> None:
+    good("round", "open", *options, "--config", home)
+    with Store(home / "broker.db", read_only=True) as store:
+        (wish,) = store.waiting_rounds()
+    assert (wish.mode, wish.cohort_max, wish.updates_enough) == (mode, cohort_max, updates_enough)
+
+
+def test_a_round_is_for_those_whom_the_operator_chooses(home: Path) -> None:
+    asked = (
+        "--tags",
+        "outdoor,north",
+        "--min-examples",
+        50,
+        "--min-battery",
+        0.3,
+        "--min-version",
+        2,
+        "--at-most",
+        "2/10",
+    )
+    good("round", "open", *asked, "--config", home)
+    with Store(home / "broker.db", read_only=True) as store:
+        (wish,) = store.waiting_rounds()
+    assert wish.choice == Choice(("outdoor", "north"), 0.3, 2, rounds_max=2, rounds_of=10)
+    assert wish.plan.num_examples_min == 50
+    (listed,) = json.loads(good("round", "list", "--json", "--config", home))
+    assert listed["choice"]["tags"] == ["outdoor", "north"]
+
+
+def test_a_device_is_called_by_tags_and_shown_with_its_history(lived: Path) -> None:
+    assert (
+        good("fleet", "tag", "cabin", "outdoor", "north", "--config", lived) == "cabin has the tags north, outdoor.\n"
+    )
+    (listed,) = json.loads(good("fleet", "list", "--json", "--config", lived))
+    assert (listed["tags"], listed["updates_finished"], listed["last_round_id"]) == (["north", "outdoor"], 1, 1)
+    shown = json.loads(good("fleet", "show", "cabin", "--json", "--config", lived))
+    assert (shown["updates_late"], shown["rounds_offered"], shown["rounds_drawn"]) == (0, 0, 0)
+    assert "north, outdoor" in good("fleet", "show", "cabin", "--config", lived)
+    assert good("fleet", "tag", "cabin", "--config", lived) == "cabin has no tags.\n"
+    assert "is no tag" in refused("fleet", "tag", "cabin", "no/tag", "--config", lived)
+    for command in (("show", "dune"), ("tag", "dune", "south")):
+        assert "dune is not enrolled" in refused("fleet", *command, "--config", lived)
+
+
+def test_the_rounds_that_drew_a_device_are_counted_by_their_coins(lived: Path) -> None:
+    drawn = row(2, mode="buffered", status="closed", base_version=1, nonce=bytes(16), draw=2**32)
+    with Store(lived / "broker.db") as store:
+        store.apply_all([StoreRound(drawn), StoreRound(msgspec.structs.replace(drawn, round_id=3, draw=0))])
+    assert json.loads(good("fleet", "show", "cabin", "--json", "--config", lived))["rounds_drawn"] == 1
+
+
+@pytest.mark.parametrize(
     ("options", "sentence"),
     [
         (["--lasts", "soon"], "is no duration"),
         (["--cohort", "2", "--min-devices", "3"], "cannot wait for 3 updates"),
         (["--epochs", "1001"], "no plan can say that"),
+        (["--tags", "out door"], "'out door' is no tag"),
+        (["--at-most", "3/2"], "'3/2' is no cap"),
+        (["--at-most", "1/65"], "'1/65' is no cap"),
     ],
 )
 def test_a_round_that_cannot_be_is_refused(home: Path, options: list[str], sentence: str) -> None:
@@ -245,7 +331,7 @@ def test_reading_needs_a_store_and_makes_none(home: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (('rule = "fedavg"', 'rule = "median"'), "there is no aggregation rule 'median'"),
+        (('rule = "guarded"', 'rule = "mean"'), "there is no aggregation rule 'mean'"),
         (('data = ""', 'data = "none.npz"'), "cannot read the held-out data"),
         (('url = "embedded"', 'url = "http://x"'), "write mqtt://host:1883"),
         (('file = "coordinator.key"', 'file = "other.key"'), "cannot read the private key"),

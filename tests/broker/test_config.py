@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from broker.config import Config, ConfigError, load, parse, parse_duration_ms
-from broker.plans import plan_of
+from broker.database import Address
+from broker.plans import is_dense, plan_of
 from broker.versions import publish_max
 from engine.codec import payload
 from engine.codec.update import Update
@@ -38,7 +39,7 @@ def test_the_least_configuration_is_filled_with_defaults() -> None:
     assert (loaded.mqtt.url, loaded.store.path, loaded.key.file) == ("embedded", "broker.db", "coordinator.key")
     assert (loaded.plan.keep_rate, loaded.plan.value_bits, loaded.plan.num_examples_max) == (0.01, 0, 4096)
     assert (loaded.round.updates_min, loaded.round.cohort_max, loaded.round.lasts_s) == (1, 0, 600)
-    assert (loaded.aggregate.rule, loaded.aggregate.learning_rate, loaded.evaluate.data) == ("fedavg", 1.0, "")
+    assert (loaded.aggregate.rule, loaded.aggregate.learning_rate, loaded.evaluate.data) == ("guarded", 1.0, "")
     assert str(loaded.path("broker.db")) == "/srv/farm/broker.db"
     assert str(loaded.path("/var/x.db")) == "/var/x.db"
 
@@ -54,11 +55,25 @@ def test_the_least_configuration_is_filled_with_defaults() -> None:
         ("[plan]\nkeep_rate = 1.5", r"\[plan\] keep_rate: Expected `float` <= 1.0"),
         ("[round]\nupdates_min = 0", r"\[round\] updates_min: Expected `int` >= 1"),
         ("[plan", "is not TOML"),
+        ("[store]\npath = 'a.db'\nurl = 'postgresql://h/d'", r"\[store\]: a path and a url: one of them"),
+        ("[store]\nurl = 'mysql://h/d'", r"\[store\]: url: write postgresql://user@host/database"),
+        ("[store]\nurl = 'postgresql://u:secret@h/d'", r"\[store\]: a url with a password: name a password_file"),
+        ("[store]\nurl = 'postgresql://u@h/d?password=x'", r"\[store\]: a url with a password"),
+        ("[store]\npassword_file = 'p'", r"\[store\]: a password_file without a url"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(text: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         parse(text + "\n" + LEAST, Path())
+
+
+def test_the_store_is_a_file_or_a_database_whose_password_is_in_another_file() -> None:
+    assert config("[store]\npath = 'a.db'").store_place() == Path("/srv/farm/a.db")
+    url = "postgresql://u@h/d?sslmode=verify-full"
+    place = config(f"[store]\nurl = '{url}'\npassword_file = 'p'").store_place()
+    assert place == Address(url, Path("/srv/farm/p"))
+    assert str(place) == "postgresql://u@h/d"
+    assert config(f"[store]\nurl = '{url}'").store_place() == Address(url)
 
 
 def test_a_fleet_cannot_have_the_name_that_means_everyone() -> None:
@@ -81,6 +96,18 @@ def test_a_plan_keeps_the_configured_share_of_the_parameters() -> None:
     assert (plan.keep_count, plan.num_params, plan.epochs) == (356, 17_802, 7)
     assert (plan.trainer_memory_bytes_max, plan.trainer_ms_max) == (256 << 20, 9_000)
     assert plan_of(config(), first_manifest()[0], FLOAT).keep_count == 1
+
+
+def test_a_rule_that_ranks_parameters_wants_a_plan_by_which_everything_is_sent() -> None:
+    manifest = first_manifest()[0]
+    for name in ("median", "trimmed-mean", "mixed-trimmed-mean"):
+        ranked = config(f'[aggregate]\nrule = "{name}"')
+        with pytest.raises(ConfigError, match=f"rule = '{name}': .*Set .plan. keep_rate = 1"):
+            plan_of(ranked, manifest, FLOAT)
+        with pytest.raises(ConfigError, match="keep_rate = 1"):
+            plan_of(ranked, manifest, FLOAT, keep_rate=1.0, update_bytes_max=5_000)
+        assert is_dense(plan_of(ranked, manifest, FLOAT, keep_rate=1.0))
+    assert not is_dense(plan_of(config(), manifest, FLOAT))
 
 
 def test_the_model_says_how_its_updates_are_coded_and_what_its_training_takes() -> None:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from broker import rounds
-from broker.coordinator import RETRY_MS, SETTLE_MS, STRANGERS_MAX, Coordinator
+from broker.coordinator import BIRTH_BYTES_MAX, RETRY_MS, SETTLE_MS, STRANGERS_MAX, Coordinator
 from broker.effects import (
     Aggregate,
     Aggregated,
@@ -255,21 +255,52 @@ def test_junk_of_an_enrolled_device_is_counted_and_not_answered(kind):
 # The fleet
 
 
-def test_a_device_that_had_knocked_is_asked_for_its_birth_when_it_is_enrolled():
+def everyone_and_the_stranger() -> FleetRead:
+    return FleetRead({name: KEY[name] for name in (*DEVICES, "stranger")})
+
+
+def test_a_device_that_had_knocked_is_let_in_when_it_is_enrolled_and_nobody_else_is_asked():
+    machine = coordinator()
+    machine.handle(Connected(), 0)
+    receipt_of(hear(machine, "stranger", fleet.birth()))
+    effects = machine.handle(everyone_and_the_stranger(), AFTER)
+    assert kinds(effects) == ["Publish", "StoreSeen"]
+    receipt = receipt_of(effects)
+    _, birth = sealed("stranger", fleet.birth())
+    assert (receipt.verdict, receipt.round_id, receipt.digest) == ("accepted", 0, digest_of(birth))
+
+
+def test_a_device_that_had_knocked_is_offered_the_open_round_as_it_is_let_in():
+    machine = coordinator()
+    open_round(machine, "cabin")
+    hear(machine, "stranger", fleet.birth())
+    effects = machine.handle(everyone_and_the_stranger(), AFTER)
+    assert [type(message).__name__ for _, message in said(effects)][:2] == ["Receipt", "Offer"]
+
+
+@pytest.mark.parametrize("gone", ["death", "link", "forged", "too long"])
+def test_who_knocked_and_is_not_there_any_more_is_not_let_in(gone):
     machine = coordinator()
     machine.handle(Connected(), 0)
     hear(machine, "stranger", fleet.birth())
-    enrolled = {name: KEY[name] for name in (*DEVICES, "stranger")}
-    effects = machine.handle(FleetRead(enrolled), AFTER)
-    assert kinds(effects) == ["StoreEpoch", "Publish"]
-    assert said(effects)[0][1].epoch == 2
-    assert kinds(hear(machine, "stranger", fleet.birth())) == ["StoreSeen"]
+    topic = topics.up("farm", "stranger", "birth")
+    match gone:
+        case "death":
+            hear(machine, "stranger", fleet.death())
+        case "link":
+            machine.handle(Disconnected(), 1)
+            machine.handle(Connected(), 2)
+        case "forged":
+            machine.handle(Received(topic, sealed("cabin", fleet.birth())[1]), 1)
+        case _:
+            machine.handle(Received(topic, bytes(BIRTH_BYTES_MAX + 1)), 1)
+    assert machine.handle(everyone_and_the_stranger(), AFTER) == []
 
 
 def test_enrolling_a_device_that_never_came_wakes_nobody():
     machine = coordinator()
     machine.handle(Connected(), 0)
-    assert machine.handle(FleetRead({name: KEY[name] for name in (*DEVICES, "stranger")}), AFTER) == []
+    assert machine.handle(everyone_and_the_stranger(), AFTER) == []
 
 
 def test_a_removed_device_is_unknown_and_no_round_waits_for_it():
@@ -300,7 +331,7 @@ def test_a_round_is_stored_then_told_then_offered_to_whoever_is_there_and_eligib
     hear(machine, "cabin", fleet.birth())
     hear(machine, "dune", fleet.birth(examples=4))  # the plan asks for 5
     effects = machine.handle(RoundsRead((row(1),)), 1)
-    assert kinds(effects) == ["StoreRound", "Publish", "Publish", "Publish"]
+    assert kinds(effects) == ["StoreRound", "Publish", "Publish", "StoreInvited", "Publish"]
     assert (effects[0].row.status, effects[0].row.base_version) == ("open", 1)
     assert [type(message) for _, message in said(effects)] == [Plan, State, Offer]
     assert said(effects)[1][1].round_id == 1

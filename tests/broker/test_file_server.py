@@ -29,20 +29,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from broker.database import Place
+
 CONTENT = bytes(range(256)) * 300  # several pieces
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
+def path(place: Place) -> Place:
     manifest, blobs = first_manifest()
-    with Store(tmp_path / "broker.db") as store:
+    with Store(place) as store:
         store.put_first_version(manifest, {**blobs, bytes.fromhex(DIGEST): CONTENT}, b"")
-    return tmp_path / "broker.db"
+    return place
 
 
 @pytest.fixture
-def server(path: Path) -> Iterator[FileServer]:
+def server(path: Place) -> Iterator[FileServer]:
     made = FileServer(path, "127.0.0.1", 0)
     yield made
     made.stop()
@@ -128,7 +130,7 @@ def test_a_connection_may_ask_again_and_again(server: FileServer) -> None:
     connection.close()
 
 
-def test_many_are_served_at_once_while_the_store_is_written(server: FileServer, path: Path) -> None:
+def test_many_are_served_at_once_while_the_store_is_written(server: FileServer, path: Place) -> None:
     bodies: list[bytes] = []
     threads = [threading.Thread(target=lambda: bodies.append(ask(server)[1])) for _ in range(16)]
     with Store(path) as store:
@@ -166,7 +168,7 @@ def eventually(call, seconds: float = 10.0):
     return call()
 
 
-def test_who_says_nothing_loses_its_place(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_says_nothing_loses_its_place(path: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_server, "IDLE_S", 0.2)
     monkeypatch.setattr(file_server._Handler, "timeout", 0.2)
     server = FileServer(path, "127.0.0.1", 0)
@@ -248,7 +250,7 @@ def test_a_file_that_goes_while_it_is_sent_is_cut_short_and_not_padded(
         ask(server)
 
 
-def test_a_stopped_server_is_gone(path: Path) -> None:
+def test_a_stopped_server_is_gone(path: Place) -> None:
     server = FileServer(path, "127.0.0.1", 0)
     server.stop()
     with pytest.raises(ConnectionRefusedError):
@@ -291,7 +293,7 @@ def test_with_a_certificate_it_speaks_tls_and_a_silent_peer_holds_up_nobody(
     server.stop()
 
 
-def test_what_the_configuration_says_is_served_and_what_cannot_be_is_a_sentence(path: Path, tmp_path: Path) -> None:
+def test_what_the_configuration_says_is_served_and_what_cannot_be_is_a_sentence(path: Place, tmp_path: Path) -> None:
     def config(**http_: object):
         said = "\n".join(f"{key} = {value!r}" for key, value in {"url": "http://127.0.0.1:1", **http_}.items())
         return parse(f"{LEAST}[http]\n{said}\n", tmp_path)

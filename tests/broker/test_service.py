@@ -12,9 +12,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from broker import founding, shelf, versions, wiring
+from broker import founding, shelf, versions
 from broker.config import Aggregate as AggregateTable
 from broker.config import Http, load
+from broker.database import StoreError
 from broker.effects import (
     SendChunk,
     SendPatch,
@@ -23,7 +24,6 @@ from broker.effects import (
 from broker.registry import model_of, params_bytes_of
 from broker.service import Service
 from broker.shelf import Shelf
-from broker.sqlite import StoreError
 from broker.store import Store
 from broker.views import ask_for_rounds, current_plan
 from broker.wiring import ServiceError
@@ -123,7 +123,7 @@ def coded(rig: Rig, at: np.ndarray, units: np.ndarray) -> bytes:
 def open_round(rig: Rig, *devices: str, updates_min: int = 1, keep_rate: float = 0.01) -> None:
     rig.turn(LinkUp())
     rig.turn(*(rig.say(device, fleet.birth()) for device in devices))
-    with Store(rig.store.path) as operator:
+    with Store(rig.store.place) as operator:
         ask_for_rounds(
             rig.config,
             operator,
@@ -141,7 +141,7 @@ def test_what_the_operator_asks_for_is_noticed_in_the_store(rig: Rig) -> None:
     open_round(rig, "cabin")
     assert [offer.round_id for offer in rig.link.heard(Offer)] == [1]
     assert any(said.startswith("event=round-open round=1 version=1") for said in rig.said)
-    with Store(rig.store.path) as operator:
+    with Store(rig.store.place) as operator:
         operator.remove_device("cabin")
     rig.turn()
     rig.turn(rig.say("cabin", Update(1, 1, 40, 0, 0, payload(rig))))
@@ -151,7 +151,7 @@ def test_what_the_operator_asks_for_is_noticed_in_the_store(rig: Rig) -> None:
 def test_a_round_that_the_operator_gives_up_ends_and_its_updates_are_counted_by_the_next(rig: Rig) -> None:
     open_round(rig, "cabin", updates_min=3)
     rig.turn(rig.say("cabin", Update(1, 1, 40, 0, 0, payload(rig))))
-    with Store(rig.store.path) as operator:
+    with Store(rig.store.place) as operator:
         operator.cancel_round(1)
     rig.turn()
     assert rig.said[-1] == "event=round-cancelled round=1"
@@ -367,7 +367,7 @@ def test_the_address_of_the_files_is_in_the_manifest_that_is_shared_and_not_in_t
 
 
 def ask_plan(rig: Rig) -> Plan:
-    with Store(rig.store.path) as operator:
+    with Store(rig.store.place) as operator:
         return current_plan(rig.config, operator)
 
 
@@ -475,11 +475,3 @@ def test_an_aggregation_that_fails_is_said_and_keeps_the_updates(directory: Path
 
 def test_a_line_of_the_log_can_be_split_again() -> None:
     assert line("x", a=1, b="two words", c="it's") == 'event=x a=1 b="two words" c="it\'s"'
-
-
-def test_only_one_serves_a_store(directory: Path) -> None:
-    path = directory / "broker.db"
-    with wiring.only_one(path), pytest.raises(ServiceError, match="another broker serve has"):
-        wiring.only_one(path).__enter__()
-    with wiring.only_one(path):
-        pass

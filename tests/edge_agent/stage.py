@@ -88,8 +88,8 @@ class Stage:
     def read(self, reading: effects.Reading = FINE) -> list[effects.Effect]:
         return self.handle(reading)
 
-    def hear(self, kind: str, message) -> list[effects.Effect]:
-        shared = kind in topics.SHARED_KINDS
+    def hear(self, kind: str, message, *, to_all: bool = False) -> list[effects.Effect]:
+        shared = to_all or (kind in topics.SHARED_KINDS and kind != "offer")
         topic = topics.shared(FLEET, kind) if shared else topics.dn(FLEET, DEVICE, kind)
         return self.handle(effects.Received(topic, envelope.seal(message, topic, coordinator_sign)))
 

@@ -212,6 +212,18 @@ def test_unknown_asks_rarely_and_says_why():
     assert stage.agent.reason == ""
 
 
+def test_who_is_let_in_after_all_sends_its_outbox_at_once():
+    stage = Stage()
+    outbox = stage.sending()
+    birth = [e.payload for e in stage.effects if isinstance(e, Publish) and e.topic.endswith("/up/birth")][-1]
+    stage.receipt(outbox, "unknown", reason="not in the fleet")
+    assert stage.receipt(birth, "refused", round_id=0) == []
+    effects = stage.receipt(birth, "accepted", round_id=0)
+    assert [e.payload for e in effects if isinstance(e, Publish)] == [outbox]
+    assert stage.agent.reason == ""
+    assert stage.agent.durable.outbox == outbox
+
+
 def test_training_that_fails_is_tried_three_times_and_then_the_round_is_left():
     stage = Stage().training()
     for _attempt in range(TRIES_MAX - 1):

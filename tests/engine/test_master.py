@@ -43,6 +43,11 @@ def whole_units(indices, units, size):
     return Update("int8", size, np.asarray(indices, np.uint32), np.asarray(units, np.int32))
 
 
+def summed(size, updates):
+    members = [ring.Member((f"device-{at}", 1), *update) for at, update in enumerate(updates)]
+    return ring.add_all(ring.empty(ring.Purpose(size, "int8")), members)
+
+
 def round_half_even(x):
     return round(Fraction(x))  # Python's round is half to even, and exact on fractions
 
@@ -82,7 +87,7 @@ def test_a_round_adds_the_mean_rounded_to_a_65536th_of_a_step(seed, rate, publis
         (whole_units(np.arange(16), chance.choice([-20, -1, 1, 3], 16), 16), int(chance.integers(1, 4097)))
         for _ in range(5)
     ]
-    total = ring.add_all(ring.empty(16, "int8"), members)
+    total = summed(16, members)
     after, held = advanced(one, start, ring.mean_step(total, rate), publish_max)
     before, moved = master.read(one, start), master.read(one, after)
     for i in range(16):
@@ -95,7 +100,7 @@ def test_a_round_adds_the_mean_rounded_to_a_65536th_of_a_step(seed, rate, publis
 def test_with_one_device_and_rate_one_the_model_is_what_the_device_sent():
     one = frame(3, 1)
     start = master.first(one, np.array([5, -7, 100, 12_345], np.int32))
-    step = ring.mean_step(ring.add(ring.empty(4, "int8"), whole_units([0, 1, 3], [1, -120, 3], 4), 77), 1.0)
+    step = ring.mean_step(summed(4, [(whole_units([0, 1, 3], [1, -120, 3], 4), 77)]), 1.0)
     after, _ = advanced(one, start, step)
     assert published_of(one, after).tolist() == [6, -127, 100, 12_345 + 3 * 64]
     assert not any(after.remainder)
@@ -312,10 +317,10 @@ def fleet(publish, *, whole=True, shared_key=False, devices=20, rounds=15, rate=
         if publish == "float":
             current = current + np.mean(deltas, axis=0)
             continue
-        total = ring.empty(640, "int8")
-        for delta in deltas:
-            at = np.flatnonzero(delta).astype(np.uint32)
-            total = ring.add(total, whole_units(at, delta.ravel()[at], 640), 1)
+        places = [np.flatnonzero(delta).astype(np.uint32) for delta in deltas]
+        total = summed(
+            640, [(whole_units(at, delta.ravel()[at], 640), 1) for at, delta in zip(places, deltas, strict=True)]
+        )
         numbers, _ = advanced(one, numbers, ring.mean_step(total, 1.0), publish_max)
         current = load_params(one.suffix, numbers.published).astype(np.float64).reshape(64, 10)
         if publish == "nearest":

@@ -8,7 +8,7 @@ import pytest
 
 from engine import ring
 from engine.codec.update import Update
-from engine.ring import RingError, add, add_all, empty, mean_step, merge
+from engine.ring import Member, Purpose, RingError, add_all, mean_step, merge
 
 SIZE = 40
 FLOAT = "float32"
@@ -20,11 +20,20 @@ def update(seed, largest=64.0):
     return Update("float32", SIZE, indices, chance.uniform(-largest, largest, 12).astype(np.float32))
 
 
-FLEET = [(update(seed), 1 + 97 * seed) for seed in range(12)]
+def empty(size, lane):
+    return ring.empty(Purpose(size, lane))
+
+
+def add(partial, update_, weight, device="cabin", round_id=1):
+    return add_all(partial, [Member((device, round_id), update_, weight)])
+
+
+FLEET = [Member((f"device-{seed}", 1), update(seed), 1 + 97 * seed) for seed in range(12)]
 
 
 def same(one, other):
-    return (one.weight, one.members, one.total.tobytes()) == (other.weight, other.members, other.total.tobytes())
+    mine, theirs = ((each.purpose, each.weight, each.members, each.total.tobytes()) for each in (one, other))
+    return mine == theirs
 
 
 def test_the_order_of_devices_does_not_matter():
@@ -32,8 +41,8 @@ def test_the_order_of_devices_does_not_matter():
     for seed in range(20):
         shuffled = random.Random(seed).sample(FLEET, len(FLEET))
         assert same(add_all(empty(SIZE, FLOAT), shuffled), want)
-    assert want.members == 12
-    assert want.weight == sum(weight for _, weight in FLEET)
+    assert want.members == {member.key for member in FLEET}
+    assert want.weight == sum(weight for _, _, weight in FLEET)
 
 
 def test_merging_is_associative_commutative_and_has_a_neutral_element():
@@ -44,19 +53,40 @@ def test_merging_is_associative_commutative_and_has_a_neutral_element():
     assert same(merge(merge(a, b), c), add_all(empty(SIZE, FLOAT), FLEET))
 
 
+def test_nobody_is_added_twice_neither_alone_nor_in_two_sums():
+    held = add_all(empty(SIZE, FLOAT), FLEET[:3])
+    with pytest.raises(RingError, match="device-1's update of round 1 is in the sum already"):
+        add_all(held, FLEET[1:2])
+    with pytest.raises(RingError, match="in the sum already"):
+        add_all(empty(SIZE, FLOAT), [FLEET[0], FLEET[0]])
+    with pytest.raises(RingError, match="device-2's update of round 1 is in both sums"):
+        merge(held, add_all(empty(SIZE, FLOAT), FLEET[2:5]))
+    late = add(held, update(1), 5, "device-1", 2)  # another round's is another update
+    assert len(late.members) == 4
+
+
+@pytest.mark.parametrize("field", ["round_id", "base_version", "scale_epoch"])
+def test_a_sum_for_something_else_is_foreign(field):
+    purpose = Purpose(SIZE, FLOAT, 7, 6, 1)
+    mine = add_all(ring.empty(purpose), FLEET[:1])
+    theirs = add_all(ring.empty(purpose._replace(**{field: 9})), FLEET[1:2])
+    with pytest.raises(RingError, match="different purposes"):
+        merge(mine, theirs)
+
+
 def test_adding_leaves_the_earlier_sum_alone():
-    before = add(empty(SIZE, FLOAT), *FLEET[0])
+    before = add_all(empty(SIZE, FLOAT), FLEET[:1])
     kept = before.total.copy()
-    add(before, *FLEET[1])
+    add_all(before, FLEET[1:2])
     assert np.array_equal(before.total, kept)
-    assert before.members == 1
+    assert before.members == {("device-0", 1)}
 
 
 def test_the_mean_step_is_the_weighted_mean_times_the_rate():
     step = mean_step(add_all(empty(SIZE, FLOAT), FLEET), 0.5)
-    weights = sum(weight for _, weight in FLEET)
+    weights = sum(weight for _, _, weight in FLEET)
     want = np.zeros(SIZE)
-    for sparse, weight in FLEET:
+    for _, sparse, weight in FLEET:
         want[sparse.indices] += 0.5 * weight / weights * sparse.values.astype(np.float64)
     assert step.dtype == np.float64
     np.testing.assert_allclose(step, want, rtol=1e-6, atol=1e-9)
@@ -72,13 +102,13 @@ def test_one_update_alone_is_its_own_mean_to_the_bit_whatever_its_weight():
 def test_the_heaviest_sum_allowed_is_exact_and_the_next_is_refused():
     heaviest = Update("float32", 1, np.array([0], np.uint32), np.array([-64], np.float32))
     count = ring.WEIGHT_TOTAL_MAX // ring.WEIGHT_MAX
-    full = add_all(empty(1, FLOAT), [(heaviest, ring.WEIGHT_MAX)] * count)
+    full = add_all(empty(1, FLOAT), (Member(("cabin", at), heaviest, ring.WEIGHT_MAX) for at in range(count)))
     assert int(full.total[0]) == -(64 * 2**30) * 4096 * count
     assert mean_step(full, 1.0).tolist() == [-64]
     with pytest.raises(RingError, match="64 bits"):
-        add(full, heaviest, 1)
+        add(full, heaviest, 1, "dune")
     with pytest.raises(RingError, match="64 bits"):
-        merge(full, add(empty(1, FLOAT), heaviest, 1))
+        merge(full, add(empty(1, FLOAT), heaviest, 1, "elm"))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 64.00001, -1e30])
@@ -122,12 +152,12 @@ def steps(seed, largest=254):
     )
 
 
-STEPPERS = [(steps(seed), 1 + 97 * seed) for seed in range(12)]
+STEPPERS = [Member((f"device-{seed}", 1), steps(seed), 1 + 97 * seed) for seed in range(12)]
 
 
 def test_whole_steps_add_up_in_any_order_and_grouping():
     want = np.zeros(SIZE, np.int64)
-    for update_, weight in STEPPERS:
+    for _, update_, weight in STEPPERS:
         want[update_.indices] += weight * update_.values.astype(np.int64)
     whole = add_all(empty(SIZE, "int8"), STEPPERS)
     assert np.array_equal(whole.total, want)
@@ -149,7 +179,7 @@ def test_steps_and_real_numbers_never_meet_in_a_sum():
         add(empty(SIZE, FLOAT), steps(1), 1)
     with pytest.raises(RingError, match="in lane float32 does not belong in a sum in lane int8"):
         add(empty(SIZE, "int8"), update(1), 1)
-    with pytest.raises(RingError, match="different models"):
+    with pytest.raises(RingError, match="different purposes"):
         merge(empty(SIZE, FLOAT), empty(SIZE, "int8"))
 
 

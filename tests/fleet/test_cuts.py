@@ -14,30 +14,61 @@ from firmware_sim.world import Cut
 
 FATES = ("cut before", "cut after", "exit after")
 SEED = 1
+MODES = {"synchronous": CALM, "buffered": Weather(buffered_rate=1.0, train_ms_max=CALM.train_ms_max)}
 
 
 @functools.cache
-def calm_life():
-    return storm.run(SEED, CALM, devices=2, rounds=2)
+def calm_life(mode):
+    return storm.run(SEED, MODES[mode], devices=2, rounds=2)
 
 
-def test_the_calm_life_is_calm_and_does_something():
-    life = calm_life()
+@pytest.mark.parametrize("mode", MODES)
+def test_the_calm_life_is_calm_and_does_something(mode):
+    life = calm_life(mode)
     assert not life.broken
-    assert not set(life.faults) - {"will"}
-    assert life.effect_count["device-00"] > 50
+    assert not set(life.faults) - {"will", "buffered"}
+    assert life.faults["buffered"] == (mode == "buffered")
+    assert life.effect_count["device-00"] > 40
     assert life.effect_count["coordinator"] > 80
 
 
 @pytest.mark.parametrize("fate", FATES)
 @pytest.mark.parametrize("actor", ["device-00", "coordinator"])
-def test_a_life_that_is_cut_at_any_effect_keeps_every_promise(actor, fate):
+@pytest.mark.parametrize("mode", MODES)
+def test_a_life_that_is_cut_at_any_effect_keeps_every_promise(mode, actor, fate):
     happened = 0
-    for effect in range(calm_life().effect_count[actor]):
-        verdict = storm.run(SEED, CALM, devices=2, rounds=2, cut=Cut(actor, effect, fate))
+    for effect in range(calm_life(mode).effect_count[actor]):
+        verdict = storm.run(SEED, MODES[mode], devices=2, rounds=2, cut=Cut(actor, effect, fate))
         assert not verdict.broken, f"{fate} effect {effect} of {actor}\n{storm.tell(verdict)}"
         happened += verdict.faults[f"{actor.partition('-')[0]} {fate}"]
-    assert happened == calm_life().effect_count[actor], "a cut that was scripted did not happen"
+    assert happened == calm_life(mode).effect_count[actor], "a cut that was scripted did not happen"
+
+
+def late_in_a_buffered_life(world):
+    """Both rounds close with the first update; the second device is late for one, and counted by the next."""
+    world.mode = "buffered"
+    world.request_round(1, enough=1)
+    world.request_round(1, enough=1)
+
+
+@pytest.mark.parametrize("fate", FATES)
+@pytest.mark.parametrize("actor", ["device-00", "device-01", "coordinator"])
+def test_a_life_in_which_one_is_late_for_a_full_buffer_and_that_is_cut_at_any_effect_keeps_every_promise(actor, fate):
+    worlds = []
+
+    def prepare(world):
+        late_in_a_buffered_life(world)
+        worlds.append(world)
+
+    life = storm.run(SEED, MODES["synchronous"], devices=2, rounds=0, prepare=prepare)
+    assert not life.broken, storm.tell(life)
+    counted = worlds[0].database.counted
+    rounds = worlds[0].database.rounds
+    assert any(each.model_version > rounds[key[1]].model_version for key, each in counted.items()), "nobody was late"
+    for effect in range(life.effect_count[actor]):
+        cut = Cut(actor, effect, fate)
+        verdict = storm.run(SEED, CALM, devices=2, rounds=0, cut=cut, prepare=late_in_a_buffered_life)
+        assert not verdict.broken, f"{fate} effect {effect} of {actor}\n{storm.tell(verdict)}"
 
 
 def live(weather, cut=None):

@@ -9,7 +9,7 @@ from firmware_sim import keyring, witness
 from firmware_sim.weather import CALM, Weather
 from firmware_sim.witness import PLAN
 from firmware_sim.world import World
-from wire import envelope, topics
+from wire import coin, envelope, topics
 from wire.messages import Death, Offer, Update, digest_of, encode
 
 MINUTE_MS = 60_000
@@ -17,9 +17,10 @@ DEVICES = 4
 ROUNDS = 3
 
 
-def live(weather, *, real_keys):
+def live(weather, *, real_keys, mode="synchronous"):
     """A fleet that closes its rounds one by one, with time to be attacked before, while and after."""
     world = World(11, weather, devices=DEVICES, real_keys=real_keys)
+    world.mode = mode
     for round_id in range(1, ROUNDS + 1):
         world.request_round(updates_min=DEVICES)
         assert world.run(world.now_ms + 30 * MINUTE_MS, until=lambda r=round_id: len(world.database.lineage) == r + 1)
@@ -34,22 +35,24 @@ def what_is_left(world):
 
 
 @functools.cache
-def unmolested(real_keys):
-    return what_is_left(live(CALM, real_keys=real_keys))
+def unmolested(real_keys, mode):
+    return what_is_left(live(CALM, real_keys=real_keys, mode=mode))
 
 
+@pytest.mark.parametrize("mode", ["synchronous", "buffered"])
 @pytest.mark.parametrize("real_keys", [False, True])
-def test_what_a_stranger_says_changes_nothing(real_keys):
-    world = live(Weather(forge_every_ms=100), real_keys=real_keys)
-    assert what_is_left(world) == unmolested(real_keys)
+def test_what_a_stranger_says_changes_nothing(real_keys, mode):
+    world = live(Weather(forge_every_ms=100), real_keys=real_keys, mode=mode)
+    assert what_is_left(world) == unmolested(real_keys, mode)
     for kind in ("forge_key", "forge_topic", "forge_bit"):
         assert world.tally[kind] > 50, kind
 
 
+@pytest.mark.parametrize("mode", ["synchronous", "buffered"])
 @pytest.mark.parametrize("real_keys", [False, True])
-def test_what_was_true_once_changes_nothing_when_it_is_said_again(real_keys):
-    world = live(Weather(replay_every_ms=500), real_keys=real_keys)
-    assert what_is_left(world)[0] == unmolested(real_keys)[0]
+def test_what_was_true_once_changes_nothing_when_it_is_said_again(real_keys, mode):
+    world = live(Weather(replay_every_ms=500), real_keys=real_keys, mode=mode)
+    assert what_is_left(world)[0] == unmolested(real_keys, mode)[0]
     assert world.tally["replay"] > 50
 
 
@@ -89,6 +92,44 @@ def test_the_offer_of_one_device_is_no_offer_for_another():
         world.server.spread(topics.dn(keyring.FLEET, device.name, "offer"), payload)
     world.run(world.now_ms + MINUTE_MS)
     assert [device for device, _ in world.database.updates] == [topics.parse(offered).device_id]
+
+
+def test_a_buffered_round_costs_one_offer_for_all_who_are_there():
+    world = World(12, CALM, devices=DEVICES)
+    world.mode = "buffered"
+    world.run(10_000)
+    for _ in range(2):
+        world.request_round(updates_min=DEVICES)
+    assert world.run(world.now_ms + MINUTE_MS, until=lambda: len(world.database.lineage) == 3)
+    offers = [topic for topic, _ in world.attacker.heard if topic.endswith("/dn/offer")]
+    assert offers == [topics.shared(keyring.FLEET, "offer")] * 2
+
+
+def test_the_retained_offer_of_a_round_that_has_closed_starts_nothing_when_it_is_retained_again():
+    world = live(CALM, real_keys=False, mode="buffered")
+    topic, before = topics.shared(keyring.FLEET, "offer"), len(world.database.updates)
+    for heard, payload in [each for each in world.attacker.heard if each[0] == topic]:
+        world.server.spread(heard, payload, retain=True)
+        world.devices[0].replace_card()  # it knows nothing of what it has finished
+        world.run(world.now_ms + MINUTE_MS)
+    assert len(world.database.updates) == before
+    assert world.auditor.full_outboxes() == []
+
+
+def test_a_device_that_its_coin_did_not_draw_is_refused_though_it_signs_with_its_own_key():
+    world = World(12, CALM, devices=DEVICES)
+    world.mode = "buffered"
+    world.run(10_000)
+    world.request_round(updates_min=1, cohort_max=1, lasts_ms=MINUTE_MS)
+    world.run(world.now_ms + 1)
+    row = world.database.rounds[1]
+    outside = [each for each in world.devices if coin.side(keyring.FLEET, 1, row.nonce, each.name) >= row.draw]
+    assert 0 < len(outside) < DEVICES, "choose another seed: it drew all of them, or none"
+    liar = outside[0]
+    digest = say(world, liar, Update(1, 1, 40, 0, 0, payload_of(liar, 1)))
+    assert (liar.name, 1) not in world.database.updates
+    receipt = world.auditor.verdict_of(liar.name, digest)
+    assert (receipt.verdict, "has not drawn" in receipt.reason) == ("refused", True)
 
 
 def test_the_death_of_an_old_connection_says_nothing_of_the_new_one():

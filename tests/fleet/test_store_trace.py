@@ -1,4 +1,4 @@
-"""The simulator's database is a fake. What it recorded is performed on SQLite, which must have known the same."""
+"""The simulator's database is a fake. What it recorded is performed on both real ones, which must know the same."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from firmware_sim.database import Cancelled, Enrolled
 from wire.messages import digest_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from broker.database import Place
     from firmware_sim.world import World
 
 SEEDS = (0, 1, 2, 3, 6, 50)  # the last signs with Ed25519
@@ -35,9 +34,9 @@ def traced(seed: int) -> World:
     return worlds[0]
 
 
-def first_store(world: World, path: Path, fleet: dict[str, str]) -> Store:
+def first_store(world: World, place: Place, fleet: dict[str, str]) -> Store:
     first = world.database.lineage[0]
-    store = Store(path)
+    store = Store(place)
     contents = {file.digest: world.database.blob(file.digest) for file in first.manifest.files}
     store.put_first_version(first.manifest, contents, b"")
     enrol(store, fleet)
@@ -61,12 +60,12 @@ def same_form(snapshot: Snapshot) -> Snapshot:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_what_the_fake_database_kept_sqlite_keeps_too(seed: int, tmp_path: Path) -> None:
+def test_what_the_fake_database_kept_a_real_one_keeps_too(seed: int, place: Place) -> None:
     world = traced(seed)
     trace = world.database.trace
     compared = 0
     first_fleet = next(each.fleet for each in trace if isinstance(each, Snapshot | Enrolled))
-    with first_store(world, tmp_path / "store.db", first_fleet) as store:
+    with first_store(world, place, first_fleet) as store:
         for step in itertools.chain(trace, [world.database.snapshot()]):
             match step:
                 case Snapshot():

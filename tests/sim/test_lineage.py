@@ -4,10 +4,11 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
-from broker.aggregate.rules import next_numbers, rule_named
+from broker.aggregate.rules import Recipe, next_numbers, rule_named
 from broker.effects import Aggregated, CommitRound, Pending, RoundRow, StoreRound, StoreUpdate, UpdateRow
 from broker.registry import first_version, model_of
 from broker.rounds import weigh
@@ -49,8 +50,8 @@ PLAN = Plan(
 class Fleet:
     """A store and a wire, filled round by round by a coordinator that may cheat."""
 
-    def __init__(self, path: Path, publish_rate: float = 0.0) -> None:
-        self.publish_rate = publish_rate
+    def __init__(self, path: Path, publish_rate: float = 0.0, rule: str = "fedavg") -> None:
+        self.publish_rate, self.rule, self.rule_state = publish_rate, rule_named(rule), b""
         self.store = Store(path)
         self.chance = np.random.default_rng(5)
         manifest, blobs, remainder = first_version(MODEL, "toy", "last-1", 3)
@@ -63,7 +64,7 @@ class Fleet:
         self.finished: dict[bytes, Finished] = {}
 
     def lineage(self) -> Lineage:
-        return Lineage(self.base, self.first, 1.0, self.publish_rate)
+        return Lineage(self.base, self.first, self.rule, 1.0, self.publish_rate)
 
     def make(self, device: str, round_id: int, base: int, spread: float = 3.0, last: int = 0) -> Pending:
         delta = np.rint(self.chance.normal(size=SIZE) * spread * self.frame.unit).astype(np.int32)
@@ -85,17 +86,17 @@ class Fleet:
         version = round_id  # round r turns version r into r + 1
         weighed = [weigh(member, version) for member in members]
         added = weighed if really is None else [weigh(member, version) for member in really]
-        payload_of = self.store.update_payload
-        before = self.frame, self.numbers
+        before, now = (self.frame, self.numbers), self.manifest
         most = publish_max(self.publish_rate, PLAN)
-        self.numbers, _ = next_numbers(
-            *before, added, payload_of, rule=rule_named("fedavg"), learning_rate=1.0, publish_max=most
-        )
+        recipe = Recipe(self.rule, 1.0, most, round_id, now.model_version, now.scale_epoch)
+        made = next_numbers(*before, added, self.payload_of, recipe, rule_state=self.rule_state)
+        self.numbers, _, self.rule_state = made
         self.frame, self.numbers = grown(self.frame, self.numbers) or (self.frame, self.numbers)
         self.store.apply(StoreRound(RoundRow(round_id, PLAN, "open", 1, 0, 1000, version)))
         closed = RoundRow(round_id, PLAN, "closed", 1, 0, 1000, version, version + 1)
         model = base or (self.frame.model if self.frame is not before[0] else b"")
-        made = Aggregated(round_id, self.numbers.published, None, None, self.numbers.remainder, model)
+        kept = self.numbers.remainder, model, b"", self.rule_state
+        made = Aggregated(round_id, self.numbers.published, None, None, *kept)
         base_file = chunks.split(MODEL_FILE, model) if model else self.manifest.files[0]
         files = (base_file, chunks.split(PARAMS_FILE, self.numbers.published))
         epoch = self.manifest.scale_epoch + int(bool(model))
@@ -103,8 +104,16 @@ class Fleet:
         self.manifest = Manifest("toy", version + 1, version, SIZE, files, epoch, base_version=opened)
         self.store.apply(CommitRound(closed, self.manifest, made, tuple(weighed)))
 
+    def payload_of(self, device_id: str, round_id: int) -> bytes:
+        return self.store.update_payload(device_id.removesuffix(" again"), round_id)
+
     def honest_round(self, round_id: int) -> None:
         self.close(round_id, [self.make(device, round_id, round_id) for device in DEVICES])
+
+
+def again(member: Pending) -> Pending:
+    """As a coordinator counts it who adds somebody's update twice."""
+    return msgspec.structs.replace(member, device_id=f"{member.device_id} again")
 
 
 @pytest.fixture
@@ -127,10 +136,27 @@ def test_an_honest_lineage_is_proved_bit_for_bit(fleet: Fleet) -> None:
     assert (verdict.finished, verdict.counted, verdict.lost, verdict.double_counted) == (10, 10, [], [])
 
 
+@pytest.mark.parametrize("rule", ["guarded", "fedavgm", "centered-clipping"])
+def test_what_a_rule_remembers_is_made_again_from_the_wire(tmp_path: Path, rule: str) -> None:
+    fleet = Fleet(tmp_path / "broker.db", rule=rule)
+    for round_id in (1, 2, 3):
+        fleet.honest_round(round_id)
+    lineage = fleet.lineage()
+    lineage.advance(fleet.store, fleet.wire.get)
+    assert (lineage.proved, lineage.wrong) == ([2, 3, 4], [])
+    assert lineage.rule_state == fleet.rule_state == fleet.store.rule_state(4) != b""
+    assert fleet.store.rule_state(3) == b"", "only the newest version's is kept"
+    fleet.rule_state = fleet.rule_state[:-4] + b"\0\0\x80\x3f"  # a coordinator that forgets a little of it
+    fleet.honest_round(4)
+    lineage.advance(fleet.store, fleet.wire.get)
+    assert lineage.wrong == [5]
+    fleet.store.close()
+
+
 def test_an_update_added_twice_and_written_down_once_is_found(fleet: Fleet) -> None:
     fleet.honest_round(1)
     members = [fleet.make(device, 2, 2) for device in DEVICES]
-    fleet.close(2, members, really=[*members, members[1]])
+    fleet.close(2, members, really=[*members, again(members[1])])
     fleet.honest_round(3)
     lineage = fleet.lineage()
     lineage.advance(fleet.store, fleet.wire.get)
@@ -156,7 +182,7 @@ def test_what_a_version_holds_back_is_audited_in_the_newest_one(tmp_path: Path) 
         fleet = Fleet(tmp_path / f"{doubled}.db", publish_rate=1e-9)
         fleet.honest_round(1)  # the toy's first numbers are crowded, and a new scale epoch holds nothing back
         members = [fleet.make(device, 2, 2, last=100) for device in DEVICES]  # this one is published, and all agree
-        fleet.close(2, members, really=[*members, members[2]] if doubled else None)
+        fleet.close(2, members, really=[*members, again(members[2])] if doubled else None)
         published.append(fleet.manifest.files[1].digest)
         lineage = fleet.lineage()
         lineage.advance(fleet.store, fleet.wire.get)
@@ -254,8 +280,8 @@ def test_a_base_file_that_does_not_hold_what_was_published_of_its_version_proves
     fleet, old = open_handed, open_handed.first.published
     mine = [fleet.make(device, 1, 1, spread=300.0) for device in DEVICES]
     added = [weigh(member, 1) for member in mine]
-    rule, read = rule_named("fedavg"), fleet.store.update_payload
-    after, _ = next_numbers(fleet.base, fleet.first, added, read, rule=rule, learning_rate=1.0, publish_max=SIZE)
+    recipe = Recipe(fleet.rule, 1.0, SIZE, 1, 1)
+    after, _, _ = next_numbers(fleet.base, fleet.first, added, fleet.store.update_payload, recipe)
     larger, _ = grown(fleet.base, after)
     fleet.close(1, mine, base=larger.file_with(old))
     lineage = fleet.lineage()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from broker import report
-from broker.report import Counted, Extra, History, Mark, Step
+from broker import plots, report
+from broker.history import Counted, Extra, History, Mark, Step
 
 DEVICES = ("cabin", "dune", "elm")
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -15,7 +15,9 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 def history() -> History:
     first = Step(1, 2, 0.4, (Counted("cabin", 1, 500), Counted("dune", 1, 520)), 1200, 90_000)
-    second = Step(2, 3, 0.7, (Counted("cabin", 2, 510), Counted("dune", 2, 500), Counted("elm", 1, 480)), 1900, 60_000)
+    second = Step(
+        2, 3, 0.7, (Counted("cabin", 2, 510), Counted("dune", 2, 500), Counted("elm", 1, 480, 1)), 1900, 60_000
+    )
     return History(DEVICES, (first, second))
 
 
@@ -23,10 +25,10 @@ def test_the_page_holds_its_own_plots_and_asks_the_network_for_nothing(tmp_path:
     page = report.render(history(), tmp_path / "out")
     text = page.read_text("utf-8")
     plots = [base64.b64decode(data) for data in re.findall(r'src="data:image/png;base64,([^"]+)"', text)]
-    assert len(plots) == 4
+    assert len(plots) == 5
     assert all(plot.startswith(PNG) for plot in plots)
     beside = {path.name: path.read_bytes() for path in page.parent.glob("*.png")}
-    assert sorted(beside) == ["accuracy.png", "bytes.png", "participation.png", "update-size.png"]
+    assert sorted(beside) == ["accuracy.png", "bytes.png", "participation.png", "staleness.png", "update-size.png"]
     assert sorted(beside.values()) == sorted(plots)
     assert not re.findall(r'(?:src|href)="(?!data:)', text)
     assert "http" not in text
@@ -39,7 +41,8 @@ def test_every_plot_is_told_in_words(tmp_path: Path) -> None:
     assert "all data in one place reaches 0.900" in told[0]
     assert "3 kB went up and 150 kB down" in told[1]
     assert "4 updates were counted in their own round, 1 came later and were counted by the next, 1 were not" in told[2]
-    assert "5 updates of 480 to 520 bytes" in told[3]
+    assert "4 of 5 updates were counted by the version after the one they began with; 1 came later" in told[3]
+    assert "5 updates of 480 to 520 bytes" in told[4]
 
 
 def test_whole_payload_sizes_are_preferred_when_the_wire_was_watched(tmp_path: Path) -> None:
@@ -59,7 +62,7 @@ def test_what_people_wrote_is_text_and_not_markup(tmp_path: Path) -> None:
 
 
 def test_late_and_missing_updates_have_cells_of_their_own() -> None:
-    assert report._participation(history()) == [[1, 1], [1, 1], [2, 0]]
+    assert plots._participation(history()) == [[1, 1], [1, 1], [2, 0]]
 
 
 def test_no_closed_round_is_a_sentence(tmp_path: Path) -> None:

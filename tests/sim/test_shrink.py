@@ -4,7 +4,8 @@ import functools
 
 import pytest
 
-from broker.coordinator import Coordinator
+from broker import coordinator
+from broker.verdicts import judge
 from firmware_sim import storm
 from firmware_sim.shrink import Shrinker
 from firmware_sim.world import World
@@ -15,13 +16,12 @@ SEEDS = range(2, 60, 2)
 @pytest.fixture
 def broken(monkeypatch):
     """The first seed of the full storm in which a coordinator that stores a repeated update again comes to grief."""
-    judge = Coordinator._judge
 
-    def judge_again(self, device_id, update, digest):
-        verdict, reason = judge(self, device_id, update, digest)
+    def judge_again(*update, **known):
+        verdict, reason = judge(*update, **known)
         return ("accepted" if verdict == "duplicate" else verdict), reason
 
-    monkeypatch.setattr(Coordinator, "_judge", judge_again)
+    monkeypatch.setattr(coordinator, "judge", judge_again)
     for seed in SEEDS:
         verdict = storm.run(seed)
         if verdict.broken:

@@ -49,6 +49,7 @@ OFFERED = bytes.fromhex("2856daeac56c7fc9513d82348f2146a6400263e3c86543e70232d9b
 # Vectors from before their last fields were added. They are read for ever, and no longer written.
 OLDER = frozenset(
     {
+        "offer",
         "plan",
         "plan, whole steps",
         "manifest",
@@ -68,6 +69,11 @@ EXAMPLES: dict[str, tuple[str, m.Message]] = {
     "plan, whole steps": (topics.shared(FLEET, "plan"), STEPS_PLAN),
     "plan, context coding": (topics.shared(FLEET, "plan"), FRUGAL_PLAN),
     "offer": (topics.dn(FLEET, DEVICE, "offer"), m.Offer(41, OFFERED, 12, 3_600_000)),
+    "offer, of a cohort": (topics.dn(FLEET, DEVICE, "offer"), m.Offer(42, OFFERED, 12, 60_000)),
+    "offer, to all": (
+        topics.shared(FLEET, "offer"),
+        m.Offer(43, OFFERED, 13, 600_000, bytes(range(16)), 2**30, 20_000),
+    ),
     "update": (topics.up(FLEET, DEVICE, "update"), m.Update(41, 12, 256, 93, 100, bytes(range(100)))),
     "update, nothing held out": (topics.up(FLEET, DEVICE, "update"), m.Update(1, 0, 1, 0, 0, b"")),
     "receipt": (topics.dn(FLEET, DEVICE, "receipt"), m.Receipt(_digest("sealed"), 41, "accepted")),

@@ -71,7 +71,7 @@ REFUSED = [
     GOOD.replace("update", "Update"),
     GOOD.replace("update", ""),
     topics.shared("barn", "plan").replace("/dn/", "/up/"),
-    topics.shared("barn", "offer"),
+    topics.shared("barn", "receipt"),
     topics.dn("barn", "pi-07", "plan"),
 ]
 

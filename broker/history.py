@@ -1,0 +1,91 @@
+"""What a store says of a fleet's past, for a report: every closed round, who was counted, and what it cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+if TYPE_CHECKING:
+    from broker.store import Store
+    from wire.messages import Traffic
+
+PURPOSES: Final = ("update", "retry", "model", "telemetry", "control", "transport")
+
+
+class Counted(msgspec.Struct, frozen=True):
+    """One update that a version counts: whose, of which round, its payload's size, and its staleness."""
+
+    device_id: str
+    round_id: int
+    payload_bytes: int
+    staleness: int = 0
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One closed round and the version that it made."""
+
+    round_id: int
+    version: int
+    accuracy: float | None
+    members: tuple[Counted, ...]
+    bytes_up: int | None = None  # MQTT bytes from devices; None where nobody measured
+    bytes_down: int | None = None
+
+
+class History(msgspec.Struct, frozen=True):
+    """What the store says of a fleet, oldest round first."""
+
+    devices: tuple[str, ...]
+    steps: tuple[Step, ...]
+    purposes: tuple[tuple[str, int], ...] = ()  # bytes of all devices since they were enrolled, as they count them
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """Something that happened during a round, drawn as a line: what was killed."""
+
+    round_id: int
+    what: str
+
+
+class Extra(msgspec.Struct, frozen=True):
+    """What the store does not know."""
+
+    title: str = ""
+    accuracy_start: float | None = None
+    accuracy_central: float | None = None
+    marks: tuple[Mark, ...] = ()
+    wire_bytes: dict[int, tuple[int, int]] = {}  # round → (up, down), measured elsewhere than at the coordinator
+    update_bytes: tuple[int, ...] = ()  # whole MQTT payloads; else the payloads in the store
+    rows: tuple[tuple[str, str], ...] = ()  # the summary's table
+    story: tuple[str, ...] = ()  # sentences below it
+
+
+def read_history(store: Store) -> History:
+    """What the store says of every closed round. Devices that left the fleet are there if they were counted."""
+    members: dict[int, list[Counted]] = {}
+    for update in store.updates():
+        if update.counted_in is not None:
+            staleness = update.counted_in - 1 - update.base_version
+            counted = Counted(update.device_id, update.round_id, update.payload_bytes, staleness)
+            members.setdefault(update.counted_in, []).append(counted)
+    steps = [
+        Step(
+            row.round_id,
+            row.model_version,
+            row.accuracy,
+            tuple(members.get(row.model_version, ())),
+            row.bytes_up,
+            row.bytes_down,
+        )
+        for row in store.versions()
+        if row.round_id
+    ]
+    devices = set(store.fleet()) | {member.device_id for step in steps for member in step.members}
+    told = [account for account, _when in store.traffic().values()]
+    purposes = [(name, sum(_bytes_for(name, account) for account in told)) for name in PURPOSES if told]
+    return History(tuple(sorted(devices)), tuple(steps), tuple(purposes))
+
+
+def _bytes_for(purpose: str, account: Traffic) -> int:
+    return sum(value for name, value in msgspec.structs.asdict(account).items() if name.startswith(f"{purpose}_"))

@@ -1,0 +1,123 @@
+"""What monitors read: real numbers of the fleet, no device's name, and words when something is wrong."""
+
+import json
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from broker.database import StoreError
+from broker.effects import Aggregated, CommitRound, Pending, Publish, RoundRow, StoreEpoch, StoreRound, StoreUpdate
+from broker.effects import UpdateRow as Row
+from broker.health_server import HealthServer
+from broker.metrics import Metrics
+from tests.broker.fleet import PLAN, first_manifest
+
+DASHBOARD = Path(__file__).parents[2] / "deploy/grafana/hedgerow.json"
+
+
+def update(device: str, base_version: int) -> StoreUpdate:
+    return StoreUpdate(Row(device, 5, base_version, 8, b"d" * 32, 0, 0, b"x" * 700))
+
+
+def filled() -> Metrics:
+    metrics = Metrics({"signature": 3}, model_version=4)
+    row = RoundRow(5, PLAN, "open", 1, 0, 1000, base_version=4)
+    metrics.count([StoreEpoch(1), StoreRound(row), update("cabin", 4), update("barn", 3), "a line of the log"])
+    metrics.count([Publish("fl/v1/f/ab/cabin/dn/receipt", b""), Publish("fl/v1/f/ab/barn/dn/receipt", b"")])
+    made = Aggregated(5, b"", None, None)
+    metrics.count([CommitRound(row, first_manifest()[0], made, (Pending("cabin", 5, 4, 8), Pending("barn", 5, 3, 8)))])
+    metrics.turned(0.02)
+    return metrics
+
+
+def test_the_page_counts_what_was_done() -> None:
+    page = filled().page().decode()
+    for line in (
+        "hedgerow_updates_total 2.0",
+        'hedgerow_rounds_total{end="closed"} 1.0',
+        'hedgerow_messages_sent_total{kind="receipt"} 2.0',
+        'hedgerow_messages_refused_total{reason="signature"} 3.0',
+        'hedgerow_update_staleness_bucket{le="0.0"} 1.0',
+        "hedgerow_update_staleness_sum 1.0",
+        'hedgerow_update_bytes_bucket{le="1024.0"} 2.0',
+        "hedgerow_round_members_sum 2.0",
+        "hedgerow_epochs_total 1.0",
+    ):
+        assert line in page.splitlines()
+
+
+def test_no_series_names_a_device() -> None:
+    assert not re.search("cabin|barn", filled().page().decode())
+
+
+def test_the_dashboard_asks_only_for_what_the_page_tells() -> None:
+    panels = json.loads(DASHBOARD.read_text("utf-8"))["panels"]
+    asked = {name for panel in panels for each in panel.get("targets", ()) for name in NAMES.findall(each["expr"])}
+    assert len(asked) > 10
+    told = set(NAMES.findall(filled().page().decode())) | STANDING
+    assert asked <= told
+
+
+NAMES = re.compile(r"hedgerow_\w+")
+STANDING = {
+    "hedgerow_link_up",
+    "hedgerow_devices_enrolled",
+    "hedgerow_devices_present",
+    "hedgerow_rounds_waiting",
+    "hedgerow_updates_pending",
+    "hedgerow_model_version",
+    "hedgerow_model_accuracy",
+}  # read from a store: tests/real/test_broker_process.py
+
+
+@pytest.fixture
+def wrong() -> dict[str, str]:
+    return {"trouble": "", "unready": ""}
+
+
+@pytest.fixture
+def url(wrong: dict[str, str]) -> Iterator[str]:
+    def page() -> bytes:
+        if "store" in wrong:
+            raise StoreError(wrong["store"])
+        return b"hedgerow_up 1\n"
+
+    server = HealthServer("127.0.0.1", 0, page, lambda: wrong["trouble"], lambda: wrong["unready"])
+    yield f"http://127.0.0.1:{server.port}"
+    server.stop()
+
+
+def get(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_all_is_well(url: str) -> None:
+    assert get(f"{url}/healthz") == (200, "ok\n")
+    assert get(f"{url}/readyz") == (200, "ok\n")
+    assert get(f"{url}/metrics") == (200, "hedgerow_up 1\n")
+    assert get(f"{url}/")[0] == 404
+
+
+def test_a_link_that_is_down_is_not_ready_and_needs_no_restart(url: str, wrong: dict[str, str]) -> None:
+    wrong["unready"] = "there is no session with the MQTT server"
+    assert get(f"{url}/healthz")[0] == 200
+    assert get(f"{url}/readyz") == (503, "there is no session with the MQTT server\n")
+
+
+def test_a_loop_that_stands_still_needs_a_restart(url: str, wrong: dict[str, str]) -> None:
+    wrong["trouble"] = "the loop has not turned for 400 s"
+    assert get(f"{url}/healthz") == (503, "the loop has not turned for 400 s\n")
+    assert get(f"{url}/readyz")[0] == 503
+
+
+def test_a_store_that_does_not_answer_is_told(url: str, wrong: dict[str, str]) -> None:
+    wrong["store"] = "disk I/O error"
+    assert get(f"{url}/metrics") == (503, "the store does not answer: disk I/O error\n")
