@@ -36,6 +36,10 @@ FLEET_TESTS = (
     "tests/broker/test_sessions.py",
     "tests/broker/test_turns.py",
     "tests/broker/test_ration.py",
+    "tests/wire/test_coin.py",
+    "tests/edge_agent/test_offer_to_all.py",
+    "tests/broker/test_buffered.py",
+    "tests/broker/test_standing.py",
 )
 PARALLEL = 2
 TIMEOUT_S = 600
@@ -47,6 +51,8 @@ NUMBERS_TESTS = (
     "tests/edge_agent/test_trainer.py",
 )
 BYTES_TESTS = ("tests/wire/test_meter.py", "tests/edge_agent/test_traffic.py")
+STORE_TESTS = ("tests/broker/test_store.py", "tests/broker/test_lease.py", "tests/broker/test_backup.py")
+STORE = ("broker/postgres.py", "broker/lease.py", "broker/backup.py", "broker/store.py")
 NUMBERS = ("engine/", "edge_agent/trainer.py")  # what those tests are for
 BYTES = ("wire/meter.py", "edge_agent/traffic.py")
 AGENT = "edge_agent/agent.py"
@@ -527,6 +533,114 @@ MUTANTS = (
         "edge_agent/traffic.py", "if date > period.date:", "if date != period.date:", "a clock set back frees a day"
     ),
     Mutant("wire/meter.py", "if digest == self.update_digest", "if False", "counts an update sent again as a new one"),
+    Mutant(
+        "wire/coin.py",
+        "offer.nonce, device_id) >= offer.draw",
+        "offer.nonce, device_id) > offer.draw",
+        "trains at the share itself, and is refused",
+    ),
+    Mutant(
+        AGENT,
+        "is_new = offer.round_id != self._tries.round_id",
+        "is_new = self._offer is None or offer.round_id > self._offer.round_id",
+        "an offer ends the pause after a failure",
+    ),
+    Mutant(
+        AGENT,
+        "        if not topics.is_shared(topic):",
+        "        if True:",
+        "an offer to all answers a birth that was lost",
+    ),
+    Mutant(
+        AGENT,
+        "        if is_over or now_ms >= self._offer_ends_ms",
+        "        if now_ms >= self._offer_ends_ms",
+        "waits for a round that has closed",
+    ),
+    Mutant(
+        VERDICTS,
+        "if not cohort.has_drawn(row, identity.fleet, device_id):",
+        "if False:",
+        "the coin is not checked",
+    ),
+    Mutant(
+        COORDINATOR,
+        "                effects.append(StoreRound(current.row))\n",
+        "",
+        "says a share that is not stored",
+    ),
+    Mutant(
+        COORDINATOR,
+        "                current.row = cohort.with_larger_share(current.row)\n",
+        "",
+        "starves when too few come",
+    ),
+    Mutant(
+        COORDINATOR,
+        "effects += [self._tell_plan(self._round.row.plan), *self._announce(now_ms)]",
+        "effects += [self._tell_plan(self._round.row.plan)]",
+        "a retained offer that was lost stays lost",
+    ),
+    Mutant(
+        ROUNDS,
+        "if 0 < self.row.updates_enough <= pending_count:",
+        "if 0 < self.row.updates_enough < pending_count:",
+        "waits for one update more than enough",
+    ),
+    Mutant(
+        "broker/standing.py",
+        "since = row.round_id - choice.rounds_of",
+        "since = row.round_id - choice.rounds_of + 1",
+        "the cap on participation is one round short",
+    ),
+    Mutant(
+        "broker/store.py",
+        '"draw = excluded.draw"',
+        '"draw = rounds.draw"',
+        "a raised share is forgotten",
+    ),
+    Mutant(
+        "broker/postgres.py",
+        "EXISTS (SELECT 1 FROM lease WHERE term = :term)",
+        "TRUE",
+        "a coordinator that slept writes",
+    ),
+    Mutant(
+        "broker/postgres.py",
+        "{lax}{_LOCK}",
+        "{lax}",
+        "the term is checked as it was before the wait",
+    ),
+    Mutant(
+        "broker/postgres.py",
+        "REPEATABLE READ READ ONLY",
+        "READ COMMITTED READ ONLY",
+        "a backup of several moments",
+    ),
+    Mutant(
+        "broker/lease.py",
+        "SET term = lease.term + 1,",
+        "SET term = lease.term,",
+        "a new holder cannot be told from the old",
+    ),
+    Mutant(
+        "broker/lease.py",
+        ":lease_s WHERE term = :term RETURNING term",
+        ":lease_s RETURNING term",
+        "renews the lease of another",
+    ),
+    Mutant(
+        "broker/backup.py",
+        "if copied != sealed",
+        "if copied.row_count != sealed.row_count",
+        "restores what has rotted",
+    ),
+    Mutant(
+        "broker/backup.py",
+        'if target.columns("settings"):',
+        "if False:",
+        "restores over a store",
+    ),
 )
 
 
@@ -565,6 +679,8 @@ def _tests_for(mutant: Mutant | None) -> tuple[str, ...]:
         return (*NUMBERS_TESTS, *BYTES_TESTS, *FLEET_TESTS)
     if mutant.file.startswith(NUMBERS):
         return NUMBERS_TESTS
+    if mutant.file in STORE:
+        return STORE_TESTS
     if mutant.file in BYTES:
         return BYTES_TESTS
     return (*WIRE_TESTS, *FLEET_TESTS) if mutant.file.startswith("wire/") else FLEET_TESTS

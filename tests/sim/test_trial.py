@@ -58,13 +58,14 @@ def test_colluders_send_the_same_and_honest_devices_do_not():
     assert not np.array_equal(learnt("", 3), learnt("", 4))
 
 
-def test_an_honest_fleet_learns_and_two_liars_among_five_do_not_turn_it():
-    honest, attacked = trial.run("", TERMS), trial.run("ipm", TERMS)
+def test_an_honest_fleet_learns_and_two_liars_among_ten_do_not_turn_it():
+    terms = trial.Terms(share=0.2, seed=1, devices=10, rounds=5)
+    honest, attacked = trial.run("", terms), trial.run("ipm", terms)
     assert honest.accuracy[-1] > 0.9
     assert honest.accuracy[-1] > honest.accuracy[0]
-    assert attacked.accuracy[-1] > 0.9
-    assert (honest.updates, attacked.updates) == (0, 2 * TERMS.rounds)
-    assert 0.2 < attacked.weight_rate < 0.5
+    assert attacked.accuracy[-1] > 0.85
+    assert (honest.updates, attacked.updates) == (0, 2 * terms.rounds)
+    assert 0.1 < attacked.weight_rate < 0.3
 
 
 def test_a_plain_mean_is_turned_by_them(monkeypatch):
