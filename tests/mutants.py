@@ -52,6 +52,13 @@ NUMBERS_TESTS = (
 )
 BYTES_TESTS = ("tests/wire/test_meter.py", "tests/edge_agent/test_traffic.py")
 STORE_TESTS = ("tests/broker/test_store.py", "tests/broker/test_lease.py", "tests/broker/test_backup.py")
+RULES_TESTS = (
+    "tests/engine/test_ring.py",
+    "tests/engine/test_robust.py",
+    "tests/broker/test_aggregate.py",
+    "tests/sim/test_lineage.py",
+)
+RULES = ("engine/ring.py", "engine/robust.py", "broker/aggregate/", "firmware_sim/lineage.py")
 STORE = ("broker/postgres.py", "broker/lease.py", "broker/backup.py", "broker/store.py")
 NUMBERS = ("engine/", "edge_agent/trainer.py")  # what those tests are for
 BYTES = ("wire/meter.py", "edge_agent/traffic.py")
@@ -641,6 +648,60 @@ MUTANTS = (
         "if False:",
         "restores over a store",
     ),
+    Mutant(
+        "engine/ring.py",
+        "if member.key in held:",
+        "if False:",
+        "adds an update that the sum holds already",
+    ),
+    Mutant(
+        "engine/ring.py",
+        "if one != other:",
+        "if False:",
+        "joins sums of different rounds",
+    ),
+    Mutant(
+        "broker/aggregate/roll.py",
+        "for key in sorted(self.members)",
+        "for key in self.members",
+        "the order of arrival decides",
+    ),
+    Mutant(
+        "broker/aggregate/ranked.py",
+        "if not state.purpose.dense:",
+        "if False:",
+        "ranks updates that carry a part of the parameters",
+    ),
+    Mutant(
+        "engine/robust.py",
+        "return within * within",
+        "return within",
+        "the longest update keeps the length of the bound",
+    ),
+    Mutant(
+        "engine/robust.py",
+        "return products - own, norms",
+        "return products, norms",
+        "in the first round each update vouches for itself",
+    ),
+    Mutant(
+        "engine/robust.py",
+        "np.minimum(_own(block.shared()), _own(block.gram()))",
+        "_own(block.gram())",
+        "does not see who sends the same parameters",
+    ),
+    Mutant(
+        "firmware_sim/lineage.py",
+        "if rule_state != (kept_state or rule_state):",
+        "if False:",
+        "the auditor believes what a rule remembers",
+    ),
+    Mutant(
+        "broker/store.py",
+        "SET remainder = NULL, rule_state = NULL ",
+        "SET remainder = NULL ",
+        "what rules remembered is kept for ever",
+    ),
 )
 
 
@@ -679,6 +740,8 @@ def _tests_for(mutant: Mutant | None) -> tuple[str, ...]:
         return (*NUMBERS_TESTS, *BYTES_TESTS, *FLEET_TESTS)
     if mutant.file.startswith(NUMBERS):
         return NUMBERS_TESTS
+    if mutant.file.startswith(RULES):
+        return RULES_TESTS
     if mutant.file in STORE:
         return STORE_TESTS
     if mutant.file in BYTES:
