@@ -737,13 +737,13 @@ def copy_tree(source: Path, root: Path) -> None:
 
 def _tests_for(mutant: Mutant | None) -> tuple[str, ...]:
     if mutant is None:
-        return (*NUMBERS_TESTS, *BYTES_TESTS, *FLEET_TESTS)
-    if mutant.file.startswith(NUMBERS):
-        return NUMBERS_TESTS
+        return (*NUMBERS_TESTS, *RULES_TESTS, *BYTES_TESTS, *STORE_TESTS, *FLEET_TESTS)
     if mutant.file.startswith(RULES):
         return RULES_TESTS
+    if mutant.file.startswith(NUMBERS):
+        return NUMBERS_TESTS
     if mutant.file in STORE:
-        return STORE_TESTS
+        return (*STORE_TESTS, *FLEET_TESTS)
     if mutant.file in BYTES:
         return BYTES_TESTS
     return (*WIRE_TESTS, *FLEET_TESTS) if mutant.file.startswith("wire/") else FLEET_TESTS

@@ -153,6 +153,17 @@ def test_what_a_rule_remembers_is_made_again_from_the_wire(tmp_path: Path, rule:
     fleet.store.close()
 
 
+def test_what_a_rule_is_said_to_remember_is_not_believed(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path / "broker.db", rule="guarded")
+    fleet.honest_round(1)
+    other = fleet.rule_state[:-4] + b"\0\0\x80\x3f"
+    fleet.store._db.run("UPDATE versions SET rule_state = :other WHERE model_version = 2", {"other": other})
+    lineage = fleet.lineage()
+    lineage.advance(fleet.store, fleet.wire.get)
+    assert (lineage.proved, lineage.wrong) == ([], [2])
+    fleet.store.close()
+
+
 def test_an_update_added_twice_and_written_down_once_is_found(fleet: Fleet) -> None:
     fleet.honest_round(1)
     members = [fleet.make(device, 2, 2) for device in DEVICES]
