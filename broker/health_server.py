@@ -1,8 +1,8 @@
 """What monitors ask of a running coordinator, over HTTP: /metrics, /healthz, /readyz.
 
-/healthz says whether the loop turns; if it does not, only a restart helps. /readyz says whether devices are served: the
-link is up, and the store answers. Either answers 503 and why not. Nothing secret is told and nothing can be changed,
-but it is for operators: it listens on this machine alone, unless the configuration says otherwise.
+/healthz says whether the loop turns; if it does not, only a restart helps. /readyz says besides whether the link is up,
+so that devices are served. Either answers 503 and why not. Nothing secret is told and nothing can be changed, but it is
+for operators: it listens on this machine alone, unless the configuration says otherwise.
 """
 
 from __future__ import annotations
@@ -27,19 +27,17 @@ class HealthServer:
     """Answers from the moment it is made until `stop`. `port` 0 is any free one. Raises OSError for a bad address.
 
     `page` gives the metrics; `trouble` and `unready` why all is not well, in a sentence, or nothing. They are called in
-    the threads of this server, and may raise StoreError.
+    the threads of this server; `page` may raise StoreError.
     """
 
     def __init__(
         self, bind: str, port: int, page: Callable[[], bytes], trouble: Callable[[], str], unready: Callable[[], str]
     ) -> None:
-        def healthz() -> tuple[bytes, str]:
-            return _words(trouble())
-
-        def readyz() -> tuple[bytes, str]:
-            return _words(trouble() or unready())
-
-        pages = {"/metrics": lambda: (page(), ""), "/healthz": healthz, "/readyz": readyz}
+        pages: dict[str, Callable[[], tuple[bytes, str]]] = {
+            "/metrics": lambda: (page(), ""),
+            "/healthz": lambda: (b"ok\n", trouble()),
+            "/readyz": lambda: (b"ok\n", trouble() or unready()),
+        }
         self._server = _Server((bind, port), pages)
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, name="health-server", daemon=True)
@@ -50,10 +48,6 @@ class HealthServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
-
-
-def _words(trouble: str) -> tuple[bytes, str]:
-    return b"ok\n", trouble
 
 
 class _Server(ThreadingHTTPServer):

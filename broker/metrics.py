@@ -7,21 +7,18 @@ the store, over a connection of the asker's own.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from broker.effects import CommitRound, Publish, SendChunk, SendPatch, StoreEpoch, StoreRound, StoreUpdate
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from prometheus_client import Metric
 
+    from broker.effects import CommitRound, UpdateRow
     from broker.store import Store
-    from broker.turns import Told
 
 ROUND_S: Final = (10, 30, 60, 120, 300, 600, 1_800, 3_600, 14_400, 86_400)
 MEMBERS: Final = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000)
@@ -36,7 +33,6 @@ class Metrics:
     def __init__(self, refused_count: Mapping[str, int], model_version: int) -> None:
         self._registry = CollectorRegistry()
         self._model_version = model_version
-        self._opened_s: float | None = None
 
         def counter(name: str, what: str, *labels: str) -> Counter:
             return Counter(name, what, labels, namespace="hedgerow", registry=self._registry)
@@ -50,7 +46,7 @@ class Metrics:
         self._epochs = counter("epochs", "Sessions with the MQTT server; each asks every device for its birth.")
         self._update_bytes = histogram("update_bytes", "Payload of a stored update.", PAYLOAD_BYTES)
         self._staleness = histogram("update_staleness", "Versions newer than an update's base as it came.", VERSIONS)
-        self._round_s = histogram("round_seconds", "From a round's opening to its version.", ROUND_S)
+        self._round_s = histogram("round_seconds", "From a round's opening, or a restart, to its version.", ROUND_S)
         self._members = histogram("round_members", "Updates that a version counts.", MEMBERS)
         self._turn_s = histogram("turn_seconds", "One turn of the loop, with its disk flushes and sums.", TURN_S)
         self._registry.register(_Refused(refused_count))
@@ -59,28 +55,30 @@ class Metrics:
         """Tell besides what stands in the store, which `read_store` opens for reading, at each page."""
         self._registry.register(_Standing(read_store, link_is_up))
 
-    def count(self, done: Iterable[Told]) -> None:
-        """What was performed."""
-        for effect in done:
-            match effect:
-                case Publish(topic=topic):
-                    self._sent.labels(topic.rpartition("/")[2]).inc()
-                case SendChunk() | SendPatch():
-                    self._sent.labels("chunk" if isinstance(effect, SendChunk) else "patch").inc()
-                case StoreUpdate(row=row):
-                    self._updates.inc()
-                    self._update_bytes.observe(len(row.payload))
-                    self._staleness.observe(max(0, self._model_version - row.base_version))
-                case StoreEpoch():
-                    self._epochs.inc()
-                case StoreRound(row=row) if row.status == "open":
-                    self._opened_s = time.monotonic()
-                case StoreRound(row=row) if row.status == "closed":
-                    self._rounds.labels("cancelled").inc()
-                case CommitRound():
-                    self._count_version(effect)
-                case _:
-                    pass
+    def sent(self, topic: str) -> None:
+        """A message was handed to the link."""
+        self._sent.labels(topic.rpartition("/")[2]).inc()
+
+    def stored(self, row: UpdateRow) -> None:
+        """An update is on disk."""
+        self._updates.inc()
+        self._update_bytes.observe(len(row.payload))
+        self._staleness.observe(max(0, self._model_version - row.base_version))
+
+    def epoch_began(self) -> None:
+        """There is a new session with the MQTT server."""
+        self._epochs.inc()
+
+    def round_cancelled(self) -> None:
+        """A round has ended without a version."""
+        self._rounds.labels("cancelled").inc()
+
+    def round_closed(self, commit: CommitRound, took_s: float) -> None:
+        """A version is on disk; its round was open for so long in this run."""
+        self._rounds.labels("closed").inc()
+        self._members.observe(len(commit.members))
+        self._round_s.observe(took_s)
+        self._model_version = commit.manifest.model_version
 
     def turned(self, took_s: float) -> None:
         """The loop went round once."""
@@ -89,13 +87,6 @@ class Metrics:
     def page(self) -> bytes:
         """The exposition text. Raises StoreError."""
         return generate_latest(self._registry)
-
-    def _count_version(self, commit: CommitRound) -> None:
-        self._rounds.labels("closed").inc()
-        self._members.observe(len(commit.members))
-        self._model_version = commit.manifest.model_version
-        if self._opened_s is not None:  # else an earlier run opened it
-            self._round_s.observe(time.monotonic() - self._opened_s)
 
 
 class _Refused:

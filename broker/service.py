@@ -252,20 +252,17 @@ class Service:
 
     def _store_all(self, effects: list[StoreUpdate | StoreSeen]) -> None:
         self._store.apply_all(effects)
-        self.metrics.count(effects)
+        for effect in effects:
+            if isinstance(effect, StoreUpdate):
+                self.metrics.stored(effect.row)
 
     def _perform_one(self, effect: Told) -> Sequence[Told]:
         """Perform one effect; return what follows from its answer."""
-        follows = self._do(effect)
-        self.metrics.count([effect])
-        return follows
-
-    def _do(self, effect: Told) -> Sequence[Told]:
         match effect:
             case str():
                 self._say(effect)
             case Publish(topic=topic, payload=payload, retain=retain):
-                self._link.publish(topic, payload, retain)
+                self._publish(topic, payload, retain=retain)
             case SendChunk():
                 self._say_sealed(effect.topic, self._shelf.chunk(effect))
             case SendPatch():
@@ -274,12 +271,14 @@ class Service:
                 return self._handle(self._aggregate(effect))
             case StoreEpoch(epoch=epoch):
                 self._store.apply(effect)
+                self.metrics.epoch_began()
                 self._say(line("epoch" if self._ready else "ready", epoch=epoch, pid=os.getpid()))
                 self._ready = True
             case StoreInvited():
                 self._store.apply(effect)
             case StoreRound(row=row) if row.status == "closed":
                 self._store.apply(effect)
+                self.metrics.round_cancelled()
                 self._say(line("round-cancelled", round=row.round_id))
             case StoreRound(row=row) if row.round_id == self._opened_id:
                 self._store.apply(effect)
@@ -305,7 +304,11 @@ class Service:
         self._say(line("patch", device=device, **known))
 
     def _say_sealed(self, topic: str, message: Message) -> None:
-        self._link.publish(topic, envelope.seal(message, topic, self._sign))
+        self._publish(topic, envelope.seal(message, topic, self._sign))
+
+    def _publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        self._link.publish(topic, payload, retain)
+        self.metrics.sent(topic)
 
     def _aggregate(self, effect: Aggregate) -> Aggregated | AggregateFailed:
         try:
@@ -323,6 +326,7 @@ class Service:
         # what the link receives went up from the devices, what it sends goes down to them
         cost = Cost(self._link.bytes_down - link_down, self._link.bytes_up - link_up, time.monotonic() - since)
         self._store.apply(effect, cost)
+        self.metrics.round_closed(effect, cost.seconds)
         self._manifest = effect.manifest
         self._shelf.forget()
         if effect.made.model:

@@ -14,9 +14,23 @@ in the same order, and -0 before 0.
 
 import numpy as np
 
-from engine.kernels._jit import kernel
+from engine.kernels._jit import inner, kernel
 
 TOP = np.uint32(0x80000000)
+
+
+@inner
+def sort_tile(rows, pairs, first, many, tile):
+    """Fill tile [n, W] with `many` columns from first on, and put the ranks that the pairs are for in their places."""
+    for i in range(rows.shape[0]):
+        for w in range(many):
+            tile[i, w] = rows[i, first + w]
+    for p in range(pairs.shape[0]):
+        low, high = tile[pairs[p, 0]], tile[pairs[p, 1]]
+        for w in range(tile.shape[1]):
+            a, b = low[w], high[w]
+            low[w] = a if a < b else b
+            high[w] = b if a < b else a
 
 
 @kernel("void(float32[:, ::1], int32[:, ::1], float32[:, ::1], float32[::1])")
@@ -27,15 +41,7 @@ def network_median(rows, pairs, tile, out):
     for at in range((size + width - 1) // width):
         first = at * width
         many = min(width, size - first)
-        for i in range(n):
-            for w in range(many):
-                tile[i, w] = rows[i, first + w]
-        for p in range(pairs.shape[0]):
-            low, high = tile[pairs[p, 0]], tile[pairs[p, 1]]
-            for w in range(width):
-                a, b = low[w], high[w]
-                low[w] = a if a < b else b
-                high[w] = b if a < b else a
+        sort_tile(rows, pairs, first, many, tile)
         below, above = tile[(n - 1) // 2], tile[n // 2]
         for w in range(many):
             out[first + w] = (below[w] + above[w]) * np.float32(0.5)
@@ -49,15 +55,7 @@ def network_trimmed(rows, pairs, trim, tile, sums, out):
     for at in range((size + width - 1) // width):
         first = at * width
         many = min(width, size - first)
-        for i in range(n):
-            for w in range(many):
-                tile[i, w] = rows[i, first + w]
-        for p in range(pairs.shape[0]):
-            low, high = tile[pairs[p, 0]], tile[pairs[p, 1]]
-            for w in range(width):
-                a, b = low[w], high[w]
-                low[w] = a if a < b else b
-                high[w] = b if a < b else a
+        sort_tile(rows, pairs, first, many, tile)
         sums[:] = 0.0
         for i in range(trim, n - trim):
             for w in range(width):

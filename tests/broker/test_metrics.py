@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from broker.database import StoreError
-from broker.effects import Aggregated, CommitRound, Pending, Publish, RoundRow, StoreEpoch, StoreRound, StoreUpdate
-from broker.effects import UpdateRow as Row
+from broker.effects import Aggregated, CommitRound, Pending, RoundRow, UpdateRow
 from broker.health_server import HealthServer
 from broker.metrics import Metrics
 from tests.broker.fleet import PLAN, first_manifest
@@ -19,17 +18,19 @@ from tests.broker.fleet import PLAN, first_manifest
 DASHBOARD = Path(__file__).parents[2] / "deploy/grafana/hedgerow.json"
 
 
-def update(device: str, base_version: int) -> StoreUpdate:
-    return StoreUpdate(Row(device, 5, base_version, 8, b"d" * 32, 0, 0, b"x" * 700))
+def update(device: str, base_version: int) -> UpdateRow:
+    return UpdateRow(device, 5, base_version, 8, b"d" * 32, 0, 0, b"x" * 700)
 
 
 def filled() -> Metrics:
     metrics = Metrics({"signature": 3}, model_version=4)
-    row = RoundRow(5, PLAN, "open", 1, 0, 1000, base_version=4)
-    metrics.count([StoreEpoch(1), StoreRound(row), update("cabin", 4), update("barn", 3), "a line of the log"])
-    metrics.count([Publish("fl/v1/f/ab/cabin/dn/receipt", b""), Publish("fl/v1/f/ab/barn/dn/receipt", b"")])
-    made = Aggregated(5, b"", None, None)
-    metrics.count([CommitRound(row, first_manifest()[0], made, (Pending("cabin", 5, 4, 8), Pending("barn", 5, 3, 8)))])
+    metrics.epoch_began()
+    for device, base_version in (("cabin", 4), ("barn", 3)):
+        metrics.stored(update(device, base_version))
+        metrics.sent(f"fl/v1/f/ab/{device}/dn/receipt")
+    row, members = RoundRow(5, PLAN, "closed", 1, 0, 1000), (Pending("cabin", 5, 4, 8), Pending("barn", 5, 3, 8))
+    metrics.round_closed(CommitRound(row, first_manifest()[0], Aggregated(5, b"", None, None), members), 42.0)
+    metrics.round_cancelled()
     metrics.turned(0.02)
     return metrics
 
@@ -39,6 +40,8 @@ def test_the_page_counts_what_was_done() -> None:
     for line in (
         "hedgerow_updates_total 2.0",
         'hedgerow_rounds_total{end="closed"} 1.0',
+        'hedgerow_rounds_total{end="cancelled"} 1.0',
+        "hedgerow_round_seconds_sum 42.0",
         'hedgerow_messages_sent_total{kind="receipt"} 2.0',
         'hedgerow_messages_refused_total{reason="signature"} 3.0',
         'hedgerow_update_staleness_bucket{le="0.0"} 1.0',
