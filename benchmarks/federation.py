@@ -21,6 +21,7 @@ from benchmarks.postage import Post, Postage, sealed_update_bytes
 from broker.versions import PUBLISHED_PER_SENT
 from engine import master, ring, train
 from engine.codec import patch, payload, residual
+from engine.control import Version, control_of, correction_of
 from engine.kernels.quantize import UNIT_MAX
 from engine.models import scheme
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from engine.codec.update import Update
+    from engine.control import Control
     from engine.frame import Frame
     from engine.train import Recipe, Score
 
@@ -73,6 +75,8 @@ class Options:
     learning_rate: float = 1.0  # the coordinator's
     publish_rate: float = 0.0
     score_every: int = 1
+    proximal: float = 0.0
+    scaffold: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,14 +212,21 @@ class _Device:
     def __init__(self, name: str, task: Task, example: Example, options: Options) -> None:
         self.name, self._task, self._example, self._options = name, task, example, options
         self._owed: residual.Owed | None = None
+        self._control: Control | None = None
         self.version = 0
         self.weight = min(len(example[0]), WEIGHT_MAX)
 
     def take_part(self, coordinator: _Coordinator, round_id: int) -> Sent:
         """Train the newest version and code what came of it; the receipt is certain."""
-        frame, base = coordinator.frame, coordinator.params()
-        recipe = self._task.recipe(self._options.seed, self.name, round_id)
-        local = train.fine_tune(frame.graph_with(base), frame.suffix, *self._example, recipe).params
+        frame, base, options = coordinator.frame, coordinator.params(), self._options
+        recipe = replace(self._task.recipe(options.seed, self.name, round_id), proximal=options.proximal)
+        version = Version(self.version, coordinator.numbers.published)
+        corrected = (
+            correction_of(self._control, frame, version, recipe, len(self._example[0])) if options.scaffold else None
+        )
+        tuned = train.fine_tune(frame.graph_with(base), frame.suffix, *self._example, recipe, correction=corrected)
+        self._control = None if tuned.gradient is None else control_of(tuned.gradient, version)
+        local = tuned.params
         delta = local.astype(np.int64) - base if frame.lane == "int8" else local - base
         owed = self._owed or residual.nothing_owed(frame)
         made = residual.step(delta, owed, frame, self._options.sending, self.version)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from engine.codec.estimate import split
 from engine.codec.header import CodecError
 from engine.codec.payload import decode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from broker.estimates import Estimates
     from engine.frame import Frame
     from wire.messages import Plan
 
@@ -27,9 +29,30 @@ def gate(frame_under: Callable[[Plan], Frame]) -> Callable[[bytes, Plan], str | 
     def admit(payload: bytes, plan: Plan) -> str | None:
         frame = frame_under(plan)
         try:
-            decode(payload, frame.shapes, lane=frame.lane, k_max=plan.keep_count, coding=plan.coding)
+            follows, content = split(payload)
+            if (follows is None) != (plan.lane != "hardened"):
+                return f"the update does not build on an estimate as lane {plan.lane} does"
+            decode(content, frame.shapes, lane=frame.lane, k_max=plan.keep_count, coding=plan.coding)
         except CodecError as error:
             return str(error)
         return None
 
     return admit
+
+
+def holder(
+    frame_under: Callable[[Plan], Frame], estimates: Estimates, waits: Callable[[str, int], bool]
+) -> Callable[[str, bytes, Plan], bool]:
+    """Make what answers whether there is the estimate that a device's payload builds on.
+
+    It is in the device's row, or will be: then the update that makes it `waits` (device_id, round_id) in the store.
+    """
+
+    def holds(device_id: str, content: bytes, plan: Plan) -> bool:
+        follows, _ = split(content)
+        if not follows:
+            return True
+        rows = estimates.of(frame_under(plan).suffix.num_params)
+        return rows.holds(device_id, follows) or waits(device_id, follows)
+
+    return holds

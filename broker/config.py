@@ -108,6 +108,7 @@ class Model(Struct, frozen=True):
 class Recipe(Struct, frozen=True):
     """What a plan says unless `broker round open` says otherwise. Bounds are those of wire.messages.Plan."""
 
+    lane: Literal["economy", "hardened"] = "economy"  # hardened: we hold what each device said, for rules that rank
     epochs: Positive = 2
     batch_size: Positive = 16
     learning_rate: float = 0.05
@@ -119,6 +120,8 @@ class Recipe(Struct, frozen=True):
     update_bytes_max: Annotated[int, Meta(ge=0, le=UPDATE_PAYLOAD_BYTES_MAX)] = 0  # 0: keep_rate decides
     momentum_correction: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.0
     residual_decay: Annotated[float, Meta(ge=0.0, le=1.0)] = 1.0
+    proximal: Annotated[float, Meta(ge=0.0, le=1e4)] = 0.0  # FedProx: every step is pulled to the base version; 0: none
+    scaffold: bool = False  # every step is corrected by how the device's gradients differ from the fleet's
     seed: Annotated[int, Meta(ge=0, le=2**53)] = 1
     num_examples_min: Count = 1
     num_examples_max: Annotated[int, Meta(ge=1, le=4096)] = 4096
@@ -135,6 +138,17 @@ class Round(Struct, frozen=True):
     cohort_max: Count = 0  # how many devices a round wants; 0: everyone present and eligible
     oversample: Annotated[float, Meta(ge=1.0, le=10.0)] = 1.3  # synchronous: invite so many times as many as it wants
     lasts_s: Annotated[int, Meta(ge=1, le=30 * 24 * 3600)] = 600
+
+
+class Rollout(Struct, frozen=True):
+    """Who tries a new version before the fleet hears of it, and when it is put out; see broker.rollout."""
+
+    rings: tuple[Annotated[int, Meta(ge=1, le=10_000)], ...] = ()  # devices of each ring in turn; none: no trial
+    tags: tuple[Name, ...] = ()  # a device of a ring has every one of them
+    answers_min: Positive = 3  # of a ring; smaller rings answer whole
+    worse_rate: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.02  # of held-out answers, here or in the field
+    error_rate: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.34  # of a ring's devices that refuse it, or never answer
+    lasts_s: Annotated[int, Meta(ge=1, le=30 * 24 * 3600)] = 600  # how long one ring may take
 
 
 class Evaluate(Struct, frozen=True):
@@ -164,6 +178,7 @@ class Config(Struct, frozen=True):
     key: KeyFile = KeyFile()
     plan: Recipe = Recipe()
     round: Round = Round()
+    rollout: Rollout = Rollout()
     evaluate: Evaluate = Evaluate()
     aggregate: Aggregate = Aggregate()
     directory: str = "."

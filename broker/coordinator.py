@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from broker import cohort, rounds, serving
+from broker import cohort, rounds
 from broker.effects import (
     Aggregate,
     Aggregated,
@@ -35,21 +35,22 @@ from broker.effects import (
     Last,
     Pending,
     Received,
-    RoundRow,
     RoundsRead,
     Snapshot,
+    StageWished,
     StoreEpoch,
     StoreInvited,
     StoreRound,
     StoreSeen,
+    StoreTrial,
     StoreUpdate,
     Tick,
-    UpdateRow,
 )
-from broker.ration import Rations
-from broker.rounds import Round
+from broker.rollout import Rollout
+from broker.rounds import Book, Round
 from broker.sessions import Sessions
 from broker.standing import Standings
+from broker.strangers import Strangers
 from broker.verdicts import judge
 from wire import envelope, topics
 from wire.messages import Birth, Death, Message, State, Telemetry, Update, Want
@@ -63,9 +64,6 @@ if TYPE_CHECKING:
 
 SETTLE_MS: Final = 5_000  # after a new epoch, how long births may take before absence means absence
 RETRY_MS: Final = 10_000
-ROUNDS_REMEMBERED: Final = 1024  # an update of an older round is stale; buffered ones pass quickly
-STRANGERS_MAX: Final = 1_000  # unknown device ids that are answered, once each, in one run
-BIRTH_BYTES_MAX: Final = 512  # of a stranger's birth, to be kept
 
 
 class Coordinator:
@@ -81,16 +79,14 @@ class Coordinator:
         self._fleet: dict[str, str] = {}
         self._verifiers: dict[str, envelope.Verify] = {}
         self._sessions = Sessions()
-        self._rations = Rations()
         self._standings = Standings(snapshot.tags, snapshot.took)
-        self._strangers: dict[str, bytes] = {}  # who was told to be unknown, and the birth if it is there
+        self._strangers = Strangers(identity)
+        self._rollout = Rollout(identity, snapshot)
         self._read_fleet(snapshot.fleet)
         self._last = dict(snapshot.last)
         self._pending = {(p.device_id, p.round_id): p for p in snapshot.pending}
-        self._manifest = snapshot.manifest
         self._told_plan: Plan | None = None  # what everyone is known to have been told, and is retained; None: unknown
-        self._rounds = {row.round_id: row for row in snapshot.rounds if row.status != "waiting"}
-        self._waiting = rounds.in_order(row for row in snapshot.rounds if row.status == "waiting")
+        self._book = Book(snapshot.rounds)
         self._up = False
         self._settled_at_ms: int | None = None  # None: births have had their time
         self._retry_at_ms: int | None = None
@@ -125,7 +121,7 @@ class Coordinator:
             case Disconnected():
                 self._up = False
                 self._sessions.all_unknown()
-                self._strangers = dict.fromkeys(self._strangers, b"")
+                self._strangers.all_left()
                 if self._round is not None:
                     self._round.all_left()
                 return []
@@ -135,19 +131,21 @@ class Coordinator:
                 self._standings.read_tags(tags)
                 return self._on_fleet_read(fleet, now_ms)
             case RoundsRead(waiting=waiting, unwanted=unwanted):
-                known = self._rounds.keys() | {row.round_id for row in self._waiting}
-                fresh = [row for row in waiting if row.round_id not in known]
-                self._waiting, withdrawn = rounds.withdraw([*self._waiting, *fresh], unwanted)
+                self._rollout.is_paused = event.paused
+                withdrawn = self._book.read(waiting, unwanted)
                 if self._round is not None and self._round.row.round_id in unwanted:
                     self._round.is_unwanted = True
                 return [*map(StoreRound, withdrawn), *self._end_unwanted(now_ms), *self._open_next(now_ms)]
+            case StageWished():
+                self._rollout.wish = event
+                return self._do_wish(now_ms)
             case Aggregated():
-                return self._on_aggregated(event, now_ms)
+                return [*self._on_aggregated(event, now_ms), *self._do_wish(now_ms)]
             case AggregateFailed(round_id=round_id):
                 if self._round is not None and self._round.row.round_id == round_id:
                     self._round.closing = False
                     self._retry_at_ms = now_ms + RETRY_MS
-                return self._end_unwanted(now_ms)
+                return [*self._end_unwanted(now_ms), *self._do_wish(now_ms)]
             case Tick():
                 return self._on_tick(now_ms)
 
@@ -161,9 +159,7 @@ class Coordinator:
         self._settled_at_ms = now_ms + SETTLE_MS
         if self._round is not None and not self._round.closing:
             self._round.extend(now_ms)
-        effects: list[Effect] = [StoreEpoch(self._epoch)]
-        if self._manifest is not None:
-            effects.append(self._id.share(self._manifest))
+        effects: list[Effect] = [StoreEpoch(self._epoch), *self._rollout.share()]
         if self._round is not None:
             effects += [self._tell_plan(self._round.row.plan), *self._announce(now_ms)]
         return [*effects, *self._open_or_idle(now_ms)]
@@ -173,7 +169,7 @@ class Coordinator:
         self._sessions.begin(self._epoch)
 
     def _on_fleet_read(self, fleet: dict[str, str], now_ms: int) -> list[Effect]:
-        knocked = [(name, self._strangers[name]) for name in sorted(self._strangers.keys() & fleet.keys())]
+        knocked = self._strangers.knocked(fleet)
         self._read_fleet(fleet)
         effects = [effect for name, sealed in knocked for effect in self._let_in(name, sealed, now_ms)]
         return [*effects, *self._close_if_due(now_ms)]
@@ -197,11 +193,10 @@ class Coordinator:
             current.draw_again()
             if current.row.nonce:
                 current.row = cohort.with_larger_share(current.row)
-                self._remember(current.row)
+                self._book.note(current.row)
                 effects.append(StoreRound(current.row))
-            if self._manifest is not None:  # what was retained may be lost or overwritten, and nobody can tell us
-                effects += [self._id.share(self._manifest), self._tell_plan(current.row.plan)]
-            effects += self._announce(now_ms)
+            # what was retained may be lost or overwritten, and nobody can tell us
+            effects += [*self._rollout.share(), self._tell_plan(current.row.plan), *self._announce(now_ms)]
         return effects
 
     # What arrives
@@ -215,7 +210,7 @@ class Coordinator:
             return self._refuse("topic")
         verify = self._verifiers.get(address.device_id)
         if verify is None:
-            return [*self._refuse("unknown"), *self._answer_stranger(address, payload)]
+            return [*self._refuse("unknown"), *self._strangers.hear(address, payload)]
         try:
             message = envelope.unseal(payload, topic, verify)
         except envelope.EnvelopeError as error:
@@ -252,47 +247,36 @@ class Coordinator:
             return [seen]
         if device_id in current.invited and not current.has_reported(device_id):
             current.invite(device_id)
-            return [seen, self._offer(device_id)]  # it may have slept through the first one
+            return [seen, *self._offer(device_id)]  # it may have slept through the first one
         return [seen, *self._invite(self._draw({device_id: birth}, now_ms))]  # the others were drawn, or not, before
 
     def _on_want(self, device_id: str, want: Want, now_ms: int) -> list[Effect]:
-        answer = serving.answer(want, self._manifest, self._id.fleet, device_id)
-        if self._manifest is None or not answer:
-            return []
-        return answer if self._rations.grant(device_id, want, self._manifest, now_ms) else self._refuse("want")
+        answer = self._rollout.serve(device_id, want, now_ms)
+        return self._refuse("want") if answer is None else answer
 
     def _on_update(self, device_id: str, update: Update, sealed: bytes, now_ms: int) -> list[Effect]:
         digest = hashlib.sha256(sealed).digest()
-        last, rounds_ = self._last.get(device_id), self._rounds
-        verdict, reason = judge(
-            device_id, update, digest, last=last, rounds=rounds_, manifest=self._manifest, identity=self._id
-        )
+        known = self._last.get(device_id), self._book.opened, self._rollout.newest
+        verdict, reason = judge(device_id, update, digest, known, identity=self._id, standings=self._standings)
         receipt = self._id.receipt(device_id, sealed, update.round_id, verdict, reason)
         if verdict != "accepted":
             return [*self._refuse(verdict), receipt]
-        weight = min(update.num_examples, self._rounds[update.round_id].plan.num_examples_max)
-        row = UpdateRow(
-            device_id,
-            update.round_id,
-            update.base_version,
-            weight,
-            digest,
-            update.held_out_correct,
-            update.held_out_count,
-            update.payload,
-        )
         self._last[device_id] = Last(update.round_id, digest)
-        self._standings.on_update(device_id, update.round_id, update.base_version)
-        self._pending[device_id, update.round_id] = Pending(device_id, update.round_id, update.base_version, weight)
         if self._round is not None and self._round.row.round_id == update.round_id:
             self._round.report(device_id)
+        if update.trial is not None:
+            tried = StoreTrial(self._rollout.tried(device_id, update, digest))
+            return [tried, receipt, *self._close_if_due(now_ms)]
+        row = rounds.stored(device_id, update, digest, self._book.opened[update.round_id].plan)
+        self._standings.on_update(device_id, update.round_id, update.base_version)
+        self._pending[device_id, update.round_id] = Pending(device_id, update.round_id, update.base_version, row.weight)
         return [StoreUpdate(row), receipt, *self._close_if_due(now_ms)]
 
     # Rounds
 
     def _resume(self) -> None:
         """Take up the round that was open when the last run ended."""
-        row = next((row for row in self._rounds.values() if row.status == "open"), None)
+        row = next((row for row in self._book.opened.values() if row.status == "open"), None)
         if row is None:
             return
         self._round = Round(row, 0)
@@ -301,20 +285,22 @@ class Coordinator:
                 self._round.report(device_id)
 
     def _open_next(self, now_ms: int) -> list[Effect]:
-        if not self._up or self._round is not None or not self._waiting or self._manifest is None:
+        manifest = self._rollout.newest
+        if not self._up or self._round is not None or self._rollout.is_paused or manifest is None:
             return []
-        waiting = self._waiting.pop(0)
-        # the operator's wish is older than the model that it is carried out on
-        plan = msgspec.structs.replace(waiting.plan, scale_epoch=self._manifest.scale_epoch)
-        row = msgspec.structs.replace(waiting, status="open", plan=plan, base_version=self._manifest.model_version)
+        row, moot = self._book.take(manifest, to_try=self._rollout.candidate is not None)
+        closed: list[Effect] = [*map(StoreRound, moot)]
+        if row is None:  # the operator cancelled the trial, or there is nothing to do
+            ended = [*closed, *self._rollout.put_out("no ring is left to try it")]
+            return [*ended, *self._open_or_idle(now_ms)] if ended else []
         if row.mode == "buffered" and row.choice == Choice():
             there = self._standings.among(row, self._sessions.present())
             row = cohort.with_coin(row, len(there), self._haste, self._chance)
-        self._remember(row)
+        self._book.note(row)
         self._round = Round(row, now_ms)
         plan_told: list[Effect] = [] if row.plan == self._told_plan else [self._tell_plan(row.plan)]
         state = self._id.share(self._state(online=True))
-        return [StoreRound(row), *plan_told, state, *self._announce(now_ms)]
+        return [*closed, StoreRound(row), *plan_told, state, *self._announce(now_ms)]
 
     def _open_or_idle(self, now_ms: int) -> list[Effect]:
         """Open the round that waits, or say that none is open: in either case everyone hears one new state."""
@@ -338,7 +324,8 @@ class Coordinator:
     def _invite(self, drawn: list[str]) -> list[Effect]:
         if self._round is None or not drawn:
             return []
-        return [StoreInvited(self._round.row.round_id, tuple(drawn)), *map(self._offer, drawn)]
+        offers = [effect for device_id in drawn for effect in self._offer(device_id)]
+        return [StoreInvited(self._round.row.round_id, tuple(drawn)), *offers]
 
     def _draw(self, candidates: Mapping[str, Birth], now_ms: int) -> list[str]:
         current = self._round
@@ -351,14 +338,26 @@ class Coordinator:
         return drawn
 
     def _close_if_due(self, now_ms: int) -> list[Effect]:
-        current = self._round
-        if current is None or self._manifest is None or not self._up or self._retry_at_ms is not None:
+        current, manifest = self._round, self._rollout.manifest
+        if current is None or manifest is None or not self._up or self._retry_at_ms is not None:
             return []
-        settled = self._settled_at_ms is None or now_ms >= self._settled_at_ms
-        if not settled or not current.may_close(now_ms, len(self._pending)):
+        if self._settled_at_ms is not None and now_ms < self._settled_at_ms:
+            return []
+        if current.row.is_trial:
+            return self._end_trial_if_due(current, now_ms)
+        if not current.may_close(now_ms, len(self._pending)):
             return []
         current.closing = True
-        return [self._aggregate(current, self._manifest)]
+        return [self._aggregate(current, manifest)]
+
+    def _end_trial_if_due(self, current: Round, now_ms: int) -> list[Effect]:
+        ended = self._rollout.end_trial(current, now_ms)
+        if ended is None:
+            return []
+        row, effects = ended
+        self._book.note(row)
+        self._end_round(current)
+        return [*effects, *self._open_or_idle(now_ms)]
 
     def _aggregate(self, current: Round, manifest: Manifest) -> Effect:
         self._members = rounds.members(self._pending.values(), manifest.model_version)
@@ -367,68 +366,70 @@ class Coordinator:
         return Aggregate(current.row.round_id, current.row.plan, manifest, self._members, whole)
 
     def _on_aggregated(self, done: Aggregated, now_ms: int) -> list[Effect]:
-        current, manifest = self._round, self._manifest
-        if current is None or manifest is None or not current.closing or current.row.round_id != done.round_id:
+        current, before = self._round, self._rollout.manifest
+        if current is None or before is None or not current.closing or current.row.round_id != done.round_id:
             return []
         if done.model and len(self._pending) > len(self._members):
-            return [self._aggregate(current, manifest)]  # one came meanwhile: it counts in the old scales, too
-        self._manifest = serving.manifest_after(manifest, done)
-        row = msgspec.structs.replace(current.row, status="closed", model_version=self._manifest.model_version)
-        self._remember(row)
+            return [self._aggregate(current, before)]  # one came meanwhile: it counts in the old scales, too
+        manifest = self._rollout.made(current.row, done)
+        row = msgspec.structs.replace(current.row, status="closed", model_version=manifest.model_version)
+        self._book.note(row)
         self._haste = cohort.haste_after(row, len(self._members), self._haste)
         self._end_round(current)
         for member in self._members:
             del self._pending[member.device_id, member.round_id]
-        commit = CommitRound(row, self._manifest, done, self._members)
-        told: list[Effect] = [commit, self._id.share(self._manifest)]
+        told: list[Effect] = [CommitRound(row, manifest, done, self._members)]
+        if row.ring is None:
+            told += self._rollout.share()
+        elif why := self._rollout.worse_here(row.ring):
+            told += self._rollout.put_out(why)
         told += self._open_or_idle(now_ms)
         return [*told, *self._close_if_due(now_ms)]  # as many as are enough may have come while the sum was made
+
+    def _do_wish(self, now_ms: int) -> list[Effect]:
+        """Promote or restore the version that the operator names, unless a sum is under way: then after it."""
+        current = self._round
+        if current is not None and current.closing:
+            return []
+        effects = self._rollout.do_wish()
+        if not effects:
+            return []
+        # whoever trains for the open round, trains what nobody wants any more
+        ended = [] if current is None else [self._give_up(current)]
+        return [*ended, *effects, *(self._open_or_idle(now_ms) if self._up else [])]
 
     def _end_unwanted(self, now_ms: int) -> list[Effect]:
         """Close the round that nobody wants, unless its sum is under way. What is stored of it stays pending."""
         current = self._round
         if current is None or current.closing or not current.is_unwanted:
             return []
+        return [self._give_up(current), *(self._open_or_idle(now_ms) if self._up else [])]
+
+    def _give_up(self, current: Round) -> Effect:
+        """The round ends without a version."""
         self._end_round(current)
         self._retry_at_ms = None
         row = msgspec.structs.replace(current.row, status="closed", model_version=current.row.base_version)
-        self._remember(row)
-        return [StoreRound(row), *(self._open_or_idle(now_ms) if self._up else [])]
+        self._book.note(row)
+        return StoreRound(row)
 
     def _end_round(self, current: Round) -> None:
         self._round = None
         if current.lacks_somebody():  # who may lack the plan: what is retained may have been lost or overwritten
             self._told_plan = None
 
-    def _remember(self, row: RoundRow) -> None:
-        self._rounds[row.round_id] = row
-        for round_id in sorted(self._rounds)[:-ROUNDS_REMEMBERED]:
-            del self._rounds[round_id]
-
     # What is said
 
-    def _offer(self, device_id: str) -> Effect:
+    def _offer(self, device_id: str) -> list[Effect]:
         assert self._round is not None, "an offer needs an open round"
-        return self._id.say(device_id, self._offered(self._round))
+        introduced = self._rollout.introduce(device_id) if self._round.row.is_trial else []
+        return [*introduced, self._id.say(device_id, self._offered(self._round))]
 
     def _offered(self, current: Round) -> Offer:
         return cohort.offer(current.row, current.plan_digest, len(self._fleet))
 
-    def _answer_stranger(self, address: topics.Address, payload: bytes) -> list[Effect]:
-        """Tell a device that is not enrolled so, once: anyone may use its name."""
-        known = address.device_id in self._strangers
-        if not known and (len(self._strangers) >= STRANGERS_MAX or address.kind not in ("birth", "update")):
-            return []
-        birth = payload if address.kind == "birth" and len(payload) <= BIRTH_BYTES_MAX else b""
-        if not known or address.kind in ("birth", "death"):
-            self._strangers[address.device_id] = birth
-        if known:
-            return []
-        reason = f"not enrolled; the operator can add it: broker fleet add {address.device_id} KEY"
-        return [self._id.receipt(address.device_id, payload, 0, "unknown", reason)]
-
     def _state(self, *, online: bool) -> State:
-        current, manifest = self._round, self._manifest  # once each: the link's thread asks too, for the will
+        current, manifest = self._round, self._rollout.manifest  # once each: the link's thread asks too, for the will
         round_id = current.row.round_id if current is not None else 0
         version = manifest.model_version if manifest is not None else 0
         return State(max(1, self._epoch), online, round_id, version)
@@ -447,4 +448,3 @@ class Coordinator:
         for device_id in sorted(fleet.keys() - self._verifiers.keys()):
             self._verifiers[device_id] = self._id.verifier(fleet[device_id])
         self._fleet = dict(fleet)
-        self._strangers = {name: birth for name, birth in self._strangers.items() if name not in fleet}

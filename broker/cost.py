@@ -7,6 +7,8 @@ would take is told beside it; no update should take more.
 
 Every update is read twice: at the gate, before its receipt, and when its round is summed up. What else an update costs
 here (its signature, the store) is some 0.2 ms and the same for every coding.
+
+`example_core_s` measures the other side's work: what a device does for one example, on a core of this machine.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ from typing import TYPE_CHECKING, Final, get_args
 import numpy as np
 from msgspec import Struct
 
+from engine import frozen
 from engine.codec import payload
 from engine.codec.update import Update
+from engine.train import Recipe, fine_tune
 from wire import envelope, meter, topics
 from wire import messages as words
 
@@ -31,6 +35,7 @@ READS: Final = 2
 LEAN: Final = 1.5
 MEASURE_S: Final = 0.1  # for each coding
 TIMES_MAX: Final = 200
+EXAMPLES: Final = 64  # that a training is measured on
 EXAMPLE: Final = ("fleet-name", "device-0001")  # names of a usual length
 
 
@@ -91,6 +96,20 @@ def made_up(plan: Plan, frame: Frame, *, lean: float) -> Update:
         return Update("int8", plan.num_params, indices, (sign * units).astype(np.int32))
     reals = sign * (1.0 + chance.exponential(size=count)) / 64
     return Update("float32", plan.num_params, indices, reals.astype(np.float32))
+
+
+def example_core_s(plan: Plan, frame: Frame) -> float:
+    """How long a core here learns from one example in one epoch, in s. Raises ModelError or TrainingError."""
+    shape = frame.graph.tensors[frame.graph.inputs[0]].shape[1:]
+    windows = np.zeros((EXAMPLES, *shape), np.float32)
+    features = frozen.features(frame.model, frame.graph, frame.suffix, windows)
+    recipe = Recipe(1, plan.batch_size, plan.learning_rate, plan.momentum, plan.seed)
+    taken = []
+    for _ in range(2):  # the first brings the kernels
+        began = time.thread_time_ns()
+        fine_tune(frame.graph, frame.suffix, features, np.zeros(EXAMPLES, np.int32), recipe)
+        taken.append((time.thread_time_ns() - began) / 1e9)
+    return min(taken) / EXAMPLES
 
 
 def _read_ms(data: bytes, plan: Plan, frame: Frame, coding: payload.Coding) -> float:

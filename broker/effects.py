@@ -27,8 +27,16 @@ class Choice(Struct, frozen=True, omit_defaults=True):
     rounds_of: int = 0
 
 
+class Ring(Struct, frozen=True):
+    """When a candidate is put out: of the round that makes it, and of each round that tries it."""
+
+    worse_rate: float  # of held-out answers, here or in the field
+    error_rate: float  # of the devices asked that refuse it, or never answer
+    is_last: bool = True  # no other ring is to try it after this one
+
+
 class RoundRow(Struct, frozen=True):
-    """One round as the store keeps it."""
+    """One round as the store keeps it. In a trial (its plan's lane) devices try a candidate, and nothing is summed."""
 
     round_id: int
     plan: Plan
@@ -43,11 +51,20 @@ class RoundRow(Struct, frozen=True):
     nonce: bytes = b""  # of a buffered round, set when it opens: what its coins are made of (wire.coin)
     draw: int = COIN_SIDES  # the share of them that takes part; it only grows
     choice: Choice = Choice()
+    ring: Ring | None = (
+        None  # of a trial; of another round: its version is a candidate until trials end. None: it is not
+    )
+
+    @property
+    def is_trial(self) -> bool:
+        """Do its devices try a candidate?"""
+        return self.plan.lane == "trial"
 
     @property
     def is_cancelled(self) -> bool:
-        """Did the operator end it without a new version, or before it was opened?"""
-        return self.status == "closed" and self.model_version == self.base_version
+        """Did it end without a new version, or before it was opened? A trial that was opened never made one."""
+        ended = self.status == "closed" and self.model_version == self.base_version
+        return ended and not (self.is_trial and self.base_version)
 
 
 class UpdateRow(Struct, frozen=True):
@@ -61,6 +78,28 @@ class UpdateRow(Struct, frozen=True):
     held_out_correct: int
     held_out_count: int
     payload: bytes
+
+
+class TrialRow(Struct, frozen=True):
+    """What a device said of a candidate, as the store keeps it; (device_id, round_id) is unique."""
+
+    device_id: str
+    round_id: int
+    model_version: int  # of the candidate
+    digest: bytes  # of the sealed bytes, as the receipt names it
+    held_out_correct: int
+    held_out_count: int
+    compared_with: int  # the version in use there; 0: none that could be compared
+    won: int
+    lost: int
+    refused: str  # why it is not taken into use there; empty: it is
+
+
+class Candidate(Struct, frozen=True):
+    """A version that no trial has found good yet, and that is shared with nobody."""
+
+    manifest: Manifest
+    accuracy: float | None = None  # on the coordinator's own held-out set, where it has one
 
 
 class Pending(Struct, frozen=True):
@@ -87,9 +126,12 @@ class Snapshot(Struct, frozen=True):
     rounds: tuple[RoundRow, ...]  # the waiting, the open one, and the newest closed ones
     last: dict[str, Last]
     pending: tuple[Pending, ...]
-    manifest: Manifest | None
+    manifest: Manifest | None  # the newest version that is no candidate, and was not put out
     tags: dict[str, frozenset[str]] = {}  # by device
     took: dict[str, tuple[int, ...]] = {}  # device → the newest rounds of its stored updates, in order
+    accuracy: float | None = None  # of that version, here
+    candidate: Candidate | None = None
+    trials: tuple[TrialRow, ...] = ()  # of the round that is open
 
 
 # Events
@@ -122,6 +164,14 @@ class RoundsRead(Struct, frozen=True):
 
     waiting: tuple[RoundRow, ...]  # asked for, and not opened
     unwanted: frozenset[int] = frozenset()  # round_ids, waiting or open, that are to end without a new version
+    paused: bool = False  # none is to be opened for now
+
+
+class StageWished(Struct, frozen=True):
+    """The operator has made up his mind about a version. May be said again."""
+
+    version: Candidate  # and its accuracy, where it was measured
+    promote: bool  # the candidate, whatever trials say; else the fleet goes back to this version
 
 
 class Aggregated(Struct, frozen=True):
@@ -135,6 +185,7 @@ class Aggregated(Struct, frozen=True):
     model: bytes = b""  # a new base file, in whose scales the parameters are and which holds them; empty: it stays
     patch: bytes = b""  # what makes them of the version before (engine.codec.patch); empty: nothing does
     rule_state: bytes = b""  # what the aggregation rule remembers of this version: kept with it, and never sent
+    golden: bytes = b""  # what a dry run of the version gives (engine.dry_run)
 
 
 class AggregateFailed(Struct, frozen=True):
@@ -148,7 +199,9 @@ class Tick(Struct, frozen=True):
     """The time named by `wake_at_ms` may have come."""
 
 
-Event: TypeAlias = Connected | Disconnected | Received | FleetRead | RoundsRead | Aggregated | AggregateFailed | Tick
+Event: TypeAlias = (
+    Connected | Disconnected | Received | FleetRead | RoundsRead | StageWished | Aggregated | AggregateFailed | Tick
+)
 
 # Effects
 
@@ -207,6 +260,12 @@ class StoreUpdate(Struct, frozen=True):
     row: UpdateRow
 
 
+class StoreTrial(Struct, frozen=True):
+    """Keep what a device said of a candidate. Returns only when it is on disk."""
+
+    row: TrialRow
+
+
 class StoreInvited(Struct, frozen=True):
     """Count an offer of the round to each of these devices, for `broker fleet show`."""
 
@@ -236,7 +295,29 @@ class CommitRound(Struct, frozen=True):
     row: RoundRow
     manifest: Manifest
     made: Aggregated
-    members: tuple[Pending, ...]
+    members: tuple[Pending, ...]  # where the row has a ring, the version is a candidate
+
+
+class Restored(Struct, frozen=True):
+    """What the coordinator keeps of a version that has the numbers of an older one; found by the shell."""
+
+    remainder: bytes = b""
+    rule_state: bytes = b""
+    patch: bytes = b""  # what makes its parameters of those of the version before; empty: nothing does
+
+
+class CommitStage(Struct, frozen=True):
+    """One transaction: what became of the candidate, the version that everyone is told from now on, the trial's end.
+
+    Without `restored` that is the candidate itself. Else it is a new version, with the numbers of an older one.
+    """
+
+    manifest: Manifest
+    why: str
+    restored: int = 0  # the version whose numbers are the fleet's again
+    put_out: int = 0  # the candidate, if there was one
+    row: RoundRow | None = None  # of the trial that ends with it
+    numbers: Restored = Restored()
 
 
 Effect: TypeAlias = (
@@ -246,8 +327,10 @@ Effect: TypeAlias = (
     | StoreEpoch
     | StoreSeen
     | StoreInvited
+    | StoreTrial
     | StoreUpdate
     | StoreRound
     | Aggregate
     | CommitRound
+    | CommitStage
 )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
-from broker.config import EMBEDDED, Aggregate, Http, KeyFile, Recipe, Round, parse
+from broker.config import EMBEDDED, Aggregate, Http, KeyFile, Recipe, Rollout, Round, parse
 from broker.database import Address, open_database
 from broker.plans import FLOAT_BITS, plan_of
 from broker.registry import first_version
@@ -55,6 +55,7 @@ name = {name}
 train = {train}              # what learns: last-3, bias-4, blocks-2, full, or operators as in 9:b,10:w/4
 
 [plan]                        # what devices are told to do; broker round open can say otherwise
+lane = "{plan.lane}"              # "hardened": we hold what each device ever said, for rules that rank parameters
 epochs = {plan.epochs}
 batch_size = {plan.batch_size}
 learning_rate = {plan.learning_rate}
@@ -66,6 +67,8 @@ coding = "{plan.coding}"            # half the bytes; "rice" costs us a hundredt
 update_bytes_max = {plan.update_bytes_max}          # a device sends fewer values to keep below it; 0: keep_rate decides
 momentum_correction = {plan.momentum_correction}     # of what a device still owes; 0: none
 residual_decay = {plan.residual_decay}          # what is left of it for each version that the device missed
+proximal = {plan.proximal}                # pulls every step of a device back to where it began (FedProx); 0: none
+scaffold = {scaffold}              # corrects every step by how a device's gradients differ from the fleet's
 seed = {plan.seed}
 num_examples_min = {plan.num_examples_min}          # a device with fewer labelled examples stays out
 num_examples_max = {plan.num_examples_max}       # no device weighs more than this
@@ -79,6 +82,14 @@ updates_enough = {round.updates_enough}           # buffered: close at once with
 cohort_max = {round.cohort_max}                # how many devices a round wants; 0: everyone who is there
 oversample = {round.oversample}              # synchronous: invite so many times as many, and take the first to come
 lasts_s = {round.lasts_s}
+
+[rollout]                     # who tries a new version before the fleet hears of it
+rings = []                    # devices of each ring in turn, as in [3, 20]; none: every version is shared at once
+tags = []                     # of who may be in a ring: broker fleet tag
+answers_min = {rollout.answers_min}               # a ring says nothing with fewer
+worse_rate = {rollout.worse_rate}             # of held-out answers, here or in a ring: more, and it is put out
+error_rate = {rollout.error_rate}             # of a ring's devices that refuse it, or never answer: the same
+lasts_s = {rollout.lasts_s}
 
 [evaluate]
 data = {evaluate}                     # .npz with x (windows) and y (labels); empty: measure no accuracy
@@ -173,5 +184,6 @@ def _text(wishes: Wishes) -> str:
     quoted = {key: json.dumps(getattr(wishes, key)) for key in ("fleet", "mqtt", "name", "train", "evaluate")}
     store = _POSTGRES.format(url=json.dumps(wishes.store)) if wishes.store else _SQLITE
     return _CONFIG.format(
-        **quoted, store=store, plan=Recipe(), round=Round(), aggregate=Aggregate(), http=Http(), float_bits=FLOAT_BITS
-    )
+        **quoted, store=store, plan=Recipe(), round=Round(), aggregate=Aggregate(), http=Http(), float_bits=FLOAT_BITS,
+        rollout=Rollout(), scaffold=str(Recipe().scaffold).lower(),
+    )  # fmt: skip

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from broker.field import Fading, fading
+from broker.groups import groups_of
+
 if TYPE_CHECKING:
     from broker.store import Store
     from wire.messages import Traffic
@@ -14,12 +17,13 @@ PURPOSES: Final = ("update", "retry", "model", "telemetry", "control", "transpor
 
 
 class Counted(msgspec.Struct, frozen=True):
-    """One update that a version counts: whose, of which round, its payload's size, and its staleness."""
+    """One update that a version counts: whose, of which round, its payload's size, its staleness, and its work."""
 
     device_id: str
     round_id: int
     payload_bytes: int
     staleness: int = 0
+    passes: int = 0  # examples, each as often as an epoch went over it
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -39,6 +43,9 @@ class History(msgspec.Struct, frozen=True):
     devices: tuple[str, ...]
     steps: tuple[Step, ...]
     purposes: tuple[tuple[str, int], ...] = ()  # bytes of all devices since they were enrolled, as they count them
+    refusals: tuple[tuple[int, str, int], ...] = ()  # (day since 1970, reason, how many)
+    fading: tuple[Fading, ...] = ()  # how good it is in the field: the whole fleet first, then each group
+    example_core_s: float | None = None  # that one pass over an example takes of a core here; None: not known
 
 
 class Mark(msgspec.Struct, frozen=True):
@@ -64,10 +71,11 @@ class Extra(msgspec.Struct, frozen=True):
 def read_history(store: Store) -> History:
     """What the store says of every closed round. Devices that left the fleet are there if they were counted."""
     members: dict[int, list[Counted]] = {}
-    for update in store.updates():
+    updates, epochs = store.updates(), {row.round_id: row.plan.epochs for row in store.rounds()}
+    for update in updates:
         if update.counted_in is not None:
-            staleness = update.counted_in - 1 - update.base_version
-            counted = Counted(update.device_id, update.round_id, update.payload_bytes, staleness)
+            staleness, passes = update.counted_in - 1 - update.base_version, update.weight * epochs[update.round_id]
+            counted = Counted(update.device_id, update.round_id, update.payload_bytes, staleness, passes)
             members.setdefault(update.counted_in, []).append(counted)
     steps = [
         Step(
@@ -84,7 +92,8 @@ def read_history(store: Store) -> History:
     devices = set(store.fleet()) | {member.device_id for step in steps for member in step.members}
     told = [account for account, _when in store.traffic().values()]
     purposes = [(name, sum(_bytes_for(name, account) for account in told)) for name in PURPOSES if told]
-    return History(tuple(sorted(devices)), tuple(steps), tuple(purposes))
+    faded = tuple(fading(updates, groups_of(store.roster.tags())))
+    return History(tuple(sorted(devices)), tuple(steps), tuple(purposes), tuple(store.refusals.by_day()), faded)
 
 
 def _bytes_for(purpose: str, account: Traffic) -> int:

@@ -1,23 +1,26 @@
 """What an operator's Prometheus reads of the coordinator.
 
-Every series is of the fleet or of the program, none of a device, so their number does not grow with the fleet. What
-happened is counted as the loop performs it; what stands (who is there, which version) is read when somebody asks, from
-the store, over a connection of the asker's own.
+Every series is of the fleet, of one of its groups (`broker.groups`: a bounded number) or of the program, none of a
+device, so their number does not grow with the fleet. What happened is counted as the loop performs it; what stands (who
+is there, which version) is read when somebody asks, from the store, over a connection of the asker's own.
 """
 
 from __future__ import annotations
 
+import collections
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from broker.groups import Groups, groups_of
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from prometheus_client import Metric
 
-    from broker.effects import CommitRound, UpdateRow
+    from broker.effects import CommitRound, CommitStage, UpdateRow
     from broker.store import Store
 
 ROUND_S: Final = (10, 30, 60, 120, 300, 600, 1_800, 3_600, 14_400, 86_400)
@@ -33,6 +36,7 @@ class Metrics:
     def __init__(self, refused_count: Mapping[str, int], model_version: int) -> None:
         self._registry = CollectorRegistry()
         self._model_version = model_version
+        self._groups = Groups()
 
         def counter(name: str, what: str, *labels: str) -> Counter:
             return Counter(name, what, labels, namespace="hedgerow", registry=self._registry)
@@ -41,7 +45,9 @@ class Metrics:
             return Histogram(name, what, namespace="hedgerow", registry=self._registry, buckets=buckets)
 
         self._updates = counter("updates", "Updates stored; each is receipted after that.")
+        self._group_updates = counter("group_updates", "Updates stored, by the tags of their devices.", "group")
         self._rounds = counter("rounds", "Rounds that ended: closed with a version, or cancelled.", "end")
+        self._stages = counter("stages", "Versions that trials or the operator settled: promoted, or restored.", "end")
         self._sent = counter("messages_sent", "Messages handed to the link, by kind.", "kind")
         self._epochs = counter("epochs", "Sessions with the MQTT server; each asks every device for its birth.")
         self._update_bytes = histogram("update_bytes", "Payload of a stored update.", PAYLOAD_BYTES)
@@ -53,7 +59,11 @@ class Metrics:
 
     def watch(self, read_store: Callable[[], Store], link_is_up: Callable[[], bool]) -> None:
         """Tell besides what stands in the store, which `read_store` opens for reading, at each page."""
-        self._registry.register(_Standing(read_store, link_is_up))
+        self._registry.register(_Standing(read_store, link_is_up, lambda: self._groups))
+
+    def read_tags(self, tags: Mapping[str, frozenset[str]]) -> None:
+        """The operator calls devices by these. A group that has been told of in this run stays one."""
+        self._groups = groups_of(tags, self._groups.names)
 
     def sent(self, topic: str) -> None:
         """A message was handed to the link."""
@@ -62,6 +72,8 @@ class Metrics:
     def stored(self, row: UpdateRow) -> None:
         """An update is on disk."""
         self._updates.inc()
+        for group in self._groups.of(row.device_id):
+            self._group_updates.labels(group).inc()
         self._update_bytes.observe(len(row.payload))
         self._staleness.observe(max(0, self._model_version - row.base_version))
 
@@ -79,6 +91,11 @@ class Metrics:
         self._members.observe(len(commit.members))
         self._round_s.observe(took_s)
         self._model_version = commit.manifest.model_version
+
+    def staged(self, done: CommitStage) -> None:
+        """A candidate was promoted, or the numbers of an older version are the fleet's again."""
+        self._stages.labels("restored" if done.restored else "promoted").inc()
+        self._model_version = done.manifest.model_version
 
     def turned(self, took_s: float) -> None:
         """The loop went round once."""
@@ -107,9 +124,12 @@ class _Refused:
 class _Standing:
     """What is so now."""
 
-    def __init__(self, read_store: Callable[[], Store], link_is_up: Callable[[], bool]) -> None:
+    def __init__(
+        self, read_store: Callable[[], Store], link_is_up: Callable[[], bool], groups: Callable[[], Groups]
+    ) -> None:
         self._read_store = read_store
         self._link_is_up = link_is_up
+        self._groups = groups
 
     def describe(self) -> Iterator[Metric]:
         """Nothing beforehand: to register is no reason to read the store."""
@@ -117,17 +137,45 @@ class _Standing:
 
     def collect(self) -> Iterator[Metric]:
         with self._read_store() as store:
-            fleet, seen, version = store.fleet(), store.seen(), store.versions()[-1]
+            fleet, seen = store.fleet(), store.seen()
+            version = next(row for row in reversed(store.versions()) if row.stage == "promoted")
             waiting, pending = len(store.waiting_rounds()), store.pending_count()
-        present = sum(row.present and row.device_id in fleet for row in seen)
+            scored, scores = store.roster.newest_scores()
+        present = {row.device_id for row in seen if row.present and row.device_id in fleet}
         yield _gauge("link_up", "Is there a session with the MQTT server?", self._link_is_up())
         yield _gauge("devices_enrolled", "Devices whose updates are believed.", len(fleet))
-        yield _gauge("devices_present", "Enrolled devices that are there.", present)
+        yield _gauge("devices_present", "Enrolled devices that are there.", len(present))
         yield _gauge("rounds_waiting", "Rounds asked for and not opened.", waiting)
         yield _gauge("updates_pending", "Stored updates that no version counts yet.", pending)
         yield _gauge("model_version", "The newest version.", version.model_version)
         if version.accuracy is not None:
             yield _gauge("model_accuracy", "Of the newest version, on the coordinator's data.", version.accuracy)
+        yield _gauge("field_version", "The newest version that devices reported their own accuracy of.", scored)
+        yield from _by_group(self._groups(), fleet, present, scores)
+
+
+def _by_group(
+    groups: Groups, fleet: Collection[str], present: Collection[str], scores: Mapping[str, tuple[int, int]]
+) -> Iterator[GaugeMetricFamily]:
+    """The same of each group; `scores` are (correct, count) of devices, of the version that is told beside them."""
+    there, correct, asked = collections.Counter[str](), collections.Counter[str](), collections.Counter[str]()
+    for device_id in fleet:
+        right, count = scores.get(device_id, (0, 0))
+        for group in groups.of(device_id):
+            there[group] += device_id in present
+            correct[group] += right
+            asked[group] += count
+    rates = {group: correct[group] / count for group, count in asked.items() if count}
+    yield _gauges("group_devices_present", "Enrolled devices that are there, by tag.", there)
+    yield _gauges("group_field_examples", "Held-out examples that hedgerow_group_field_accuracy is of.", asked)
+    yield _gauges("group_field_accuracy", "Of hedgerow_field_version, on devices' own held-out examples.", rates)
+
+
+def _gauges(name: str, what: str, values: Mapping[str, float]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"hedgerow_{name}", what, labels=["group"])
+    for group, value in sorted(values.items()):
+        family.add_metric([group], float(value))
+    return family
 
 
 def _gauge(name: str, what: str, value: float) -> GaugeMetricFamily:

@@ -14,17 +14,19 @@ import msgspec
 from broker.aggregate.ranked import REFUSAL
 from broker.aggregate.rules import RULES
 from broker.config import ConfigError
+from engine.codec.estimate import PREFIX_BYTES
 from engine.program import memory_of
 from wire.limits import UPDATE_PAYLOAD_BYTES_MAX
 from wire.messages import MessageError, Plan, encode
 
 if TYPE_CHECKING:
-    from broker.config import Config
+    from broker.config import Config, Recipe
     from engine.frame import Frame
     from wire.messages import Manifest
 
 FLOAT_BITS = 4
 UNIT_BITS_MAX = 10  # of a whole unit, its sign included: the magnitude code's parameter 7 needs no more
+_MOVING = ("fedavgm", "fedadam", "fedyogi")  # rules whose step is more than a mean, or another one
 UPDATE_BYTES_MIN = 256  # of a sealed update: devices set 200 aside for what is around its payload
 
 
@@ -37,7 +39,7 @@ def plan_of(config: Config, manifest: Manifest, frame: Frame, **changes: float |
     plan = Plan(
         model=manifest.model,
         train=config.model.train,
-        lane="economy",
+        lane=recipe.lane,
         num_params=manifest.num_params,
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
@@ -52,12 +54,19 @@ def plan_of(config: Config, manifest: Manifest, frame: Frame, **changes: float |
         trainer_memory_bytes_max=recipe.trainer_memory_mb << 20,
         trainer_ms_max=recipe.trainer_s_max * 1000,
         scale_epoch=manifest.scale_epoch,
-        trainer_arena_bytes=memory_of(frame.graph, frame.suffix, recipe.batch_size, float(recipe.momentum)),
+        trainer_arena_bytes=_arena_bytes(recipe, frame),
         coding=recipe.coding,
         update_bytes_max=recipe.update_bytes_max,
         momentum_correction=float(recipe.momentum_correction),
         residual_decay=float(recipe.residual_decay),
+        proximal=float(recipe.proximal),
+        scaffold=recipe.scaffold,
     )
+    if plan.lane == "hardened" and (plan.momentum_correction or plan.residual_decay < 1.0):
+        raise ConfigError(
+            '[plan] lane = "hardened": nothing is owed there, so leave out momentum_correction and residual_decay'
+        )
+    _check_scaffold(plan, config)
     rule = RULES.get(config.aggregate.rule)
     if rule is not None and rule.needs_dense and not is_dense(plan):
         raise ConfigError(f"[aggregate] rule = {config.aggregate.rule!r}: {REFUSAL}")
@@ -70,8 +79,25 @@ def plan_of(config: Config, manifest: Manifest, frame: Frame, **changes: float |
 
 
 def is_dense(plan: Plan) -> bool:
-    """May an update carry every parameter, so that one that it lacks is 0?"""
-    return plan.keep_count == plan.num_params and not plan.update_bytes_max
+    """Does a rule see every parameter of a device, so that one that is lacking is 0?"""
+    return plan.lane == "hardened" or (plan.keep_count == plan.num_params and not plan.update_bytes_max)
+
+
+def _check_scaffold(plan: Plan, config: Config) -> None:
+    """Devices read the fleet's gradient off its versions: so a step must be a mean, and not more or less of it."""
+    aggregate = config.aggregate
+    if plan.scaffold and (aggregate.rule in _MOVING or aggregate.learning_rate != 1.0):
+        raise ConfigError(
+            f"[plan] scaffold = true: a version must move by the mean of its updates; [aggregate] rule = "
+            f"{aggregate.rule!r} with learning_rate = {aggregate.learning_rate} does not. Take another rule, and 1.0"
+        )
+
+
+def _arena_bytes(recipe: Recipe, frame: Frame) -> int:
+    momentum, proximal = float(recipe.momentum), float(recipe.proximal)
+    return memory_of(
+        frame.graph, frame.suffix, recipe.batch_size, momentum, proximal=proximal, corrects=recipe.scaffold
+    )
 
 
 def _check_size(plan: Plan) -> None:
@@ -81,7 +107,7 @@ def _check_size(plan: Plan) -> None:
     """
     gap_bits = 2 + (plan.num_params // plan.keep_count).bit_length()
     value_bits = plan.value_bits + 1 if plan.value_bits else UNIT_BITS_MAX
-    bytes_max = plan.keep_count * (gap_bits + value_bits) // 8 + 32
+    bytes_max = plan.keep_count * (gap_bits + value_bits) // 8 + 32 + PREFIX_BYTES * (plan.lane == "hardened")
     if 0 < plan.update_bytes_max < UPDATE_BYTES_MIN:
         raise ConfigError(
             f"{plan.update_bytes_max} bytes have no room for values beside a signature: let update_bytes_max be "

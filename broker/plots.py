@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+from broker.plot_style import BLUE, GREEN, INK, ORANGE, QUIET, RED, blank, label, legend, whole_numbers
+from broker.plots_watch import draw_energy, draw_fading, draw_refusals, say_energy, say_fading, say_refusals
 
-    from matplotlib.artist import Artist
-    from matplotlib.axes import Axes
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from matplotlib.figure import Figure
 
     from broker.history import Extra, History, Step
 
-INK, QUIET, GRID = "#24292f", "#6e7781", "#d8dee4"
-BLUE, ORANGE, GREEN, RED = "#2563a8", "#c9701a", "#3a7d44", "#b3261e"
-WIDTH_IN: Final = 8.6
 STALE: Final = ((0, 0, "fresh"), (1, 1, "1 version behind"), (2, 3, "2 or 3"), (4, 2**53, "4 or more"))
 GRID_LABELS_MAX: Final = 40  # device names that fit beside the participation plot
 
@@ -37,6 +35,9 @@ def plots() -> tuple[Plot, ...]:
         Plot("participation", "Who was counted", _draw_participation, _say_participation),
         Plot("staleness", "Staleness", _draw_staleness, _say_staleness),
         Plot("update-size", "Size of an update", _draw_sizes, _say_sizes),
+        Plot("energy", "Energy, estimated", draw_energy, say_energy),
+        Plot("refusals", "What was refused", draw_refusals, say_refusals),
+        Plot("drift", "In the field, by group", draw_fading, say_fading),
     )
 
 
@@ -44,7 +45,7 @@ def plots() -> tuple[Plot, ...]:
 
 
 def _draw_accuracy(history: History, extra: Extra) -> Figure:
-    figure, (axes,) = _blank(3.6)
+    figure, (axes,) = blank(3.6)
     points = _accuracies(history, extra)
     rounds, values = [at for at, _ in points], [value for _, value in points]
     axes.plot(rounds, values, color=BLUE, linewidth=2, marker="o", markersize=4, zorder=3, label="the fleet")
@@ -68,9 +69,9 @@ def _draw_accuracy(history: History, extra: Extra) -> Figure:
             color=RED,
             fontsize=8.5,
         )
-    _legend(axes)
-    _label(axes, "round", "accuracy on held-out data")
-    _whole_numbers(axes)
+    legend(axes)
+    label(axes, "round", "accuracy on held-out data")
+    whole_numbers(axes)
     return figure
 
 
@@ -94,7 +95,7 @@ def say_accuracy(history: History, extra: Extra) -> str:
 
 
 def _draw_bytes(history: History, _extra: Extra) -> Figure:
-    figure, (upper, lower) = _blank(3.8, panels=2)
+    figure, (upper, lower) = blank(3.8, panels=2)
     rounds = [step.round_id for step in history.steps]
     for axes, values, colour, text in (
         (upper, [_bytes_up(step) for step in history.steps], BLUE, "up: kB from devices"),
@@ -104,8 +105,8 @@ def _draw_bytes(history: History, _extra: Extra) -> Figure:
         axes.set_ylim(0, None)
         axes.set_xlim(rounds[0] - 0.6, rounds[-1] + 0.6)
         axes.set_title(text, loc="left", fontsize=9.5, color=colour, pad=4)
-        _whole_numbers(axes)
-    _label(lower, "round", "")
+        whole_numbers(axes)
+    label(lower, "round", "")
     return figure
 
 
@@ -133,7 +134,7 @@ def _draw_participation(history: History, _extra: Extra) -> Figure:
 
     table = _participation(history)
     rows = len(history.devices)
-    figure, (axes,) = _blank(min(9.0, max(2.2, 1.1 + 0.2 * rows)))
+    figure, (axes,) = blank(min(9.0, max(2.2, 1.1 + 0.2 * rows)))
     rounds = [step.round_id for step in history.steps]
     colours = ["#f1f3f5", BLUE, ORANGE]
     axes.pcolormesh(
@@ -151,9 +152,9 @@ def _draw_participation(history: History, _extra: Extra) -> Figure:
     every = 1 + rows // GRID_LABELS_MAX
     axes.set_yticks(range(0, rows, every), history.devices[::every], fontsize=8)
     names = ("not counted", "counted in its round", "counted in a later one")
-    _legend(axes, [Patch(color=colour, label=name) for colour, name in zip(colours, names, strict=True)])
-    _label(axes, "round", "")
-    _whole_numbers(axes)
+    legend(axes, [Patch(color=colour, label=name) for colour, name in zip(colours, names, strict=True)])
+    label(axes, "round", "")
+    whole_numbers(axes)
     return figure
 
 
@@ -182,16 +183,16 @@ def _say_participation(history: History, _extra: Extra) -> str:
 
 
 def _draw_staleness(history: History, _extra: Extra) -> Figure:
-    figure, (axes,) = _blank(2.8)
+    figure, (axes,) = blank(2.8)
     rounds, below = [step.round_id for step in history.steps], [0] * len(history.steps)
     for (first, last, text), colour in zip(STALE, (BLUE, GREEN, ORANGE, RED), strict=True):
         counts = [sum(first <= member.staleness <= last for member in step.members) for step in history.steps]
         axes.bar(rounds, counts, bottom=below, color=colour, width=0.72, zorder=2, label=text)
         below = [low + count for low, count in zip(below, counts, strict=True)]
     axes.set_xlim(rounds[0] - 0.6, rounds[-1] + 0.6)
-    _legend(axes)
-    _label(axes, "round", "updates counted")
-    _whole_numbers(axes)
+    legend(axes)
+    label(axes, "round", "updates counted")
+    whole_numbers(axes)
     return figure
 
 
@@ -210,7 +211,7 @@ def _say_staleness(history: History, _extra: Extra) -> str:
 
 
 def _draw_sizes(history: History, extra: Extra) -> Figure:
-    figure, (axes,) = _blank(2.6)
+    figure, (axes,) = blank(2.6)
     sizes = _sizes(history, extra)
     axes.hist(sizes, bins=min(40, max(5, len(set(sizes)))), color=BLUE, rwidth=0.92, zorder=2)
     if sizes:
@@ -227,7 +228,7 @@ def _draw_sizes(history: History, extra: Extra) -> Figure:
             fontsize=9,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
         )
-    _label(axes, "bytes of one update", "updates")
+    label(axes, "bytes of one update", "updates")
     return figure
 
 
@@ -241,47 +242,3 @@ def _say_sizes(history: History, extra: Extra) -> str:
         return "No update was counted."
     what = "the whole MQTT payload, signature included" if extra.update_bytes else "the payload without its envelope"
     return f"{len(sizes)} updates of {min(sizes)} to {max(sizes)} bytes: {what}."
-
-
-# -- style --------------------------------------------------------------------------------------------------------
-
-
-def _blank(height_in: float, panels: int = 1) -> tuple[Figure, Sequence[Axes]]:
-    """Give a figure with `panels` quiet axes above one another, without pyplot and its global state."""
-    from matplotlib.figure import Figure as NewFigure
-
-    figure = NewFigure(figsize=(WIDTH_IN, height_in), layout="constrained")
-    all_axes = [figure.add_subplot(panels, 1, number + 1) for number in range(panels)]
-    for axes in all_axes:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(GRID)
-        axes.tick_params(colors=QUIET, labelsize=9, length=0)
-        axes.grid(axis="y", color=GRID, linewidth=0.7)
-        axes.set_axisbelow(True)
-    return figure, all_axes
-
-
-def _legend(axes: Axes, handles: Sequence[Artist] | None = None) -> None:
-    """Say above the plot what is what, where no curve can cross it."""
-    shown = handles if handles is not None else axes.get_legend_handles_labels()[0]
-    axes.legend(
-        handles=shown,
-        loc="lower left",
-        bbox_to_anchor=(-0.01, 1.0),
-        ncols=max(1, len(shown)),
-        frameon=False,
-        fontsize=9,
-        handlelength=1.6,
-        labelcolor=INK,
-    )
-
-
-def _label(axes: Axes, below: str, left: str) -> None:
-    axes.set_xlabel(below, color=QUIET, fontsize=9.5)
-    axes.set_ylabel(left, color=QUIET, fontsize=9.5)
-
-
-def _whole_numbers(axes: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from engine import master
+from engine.dry_run import golden
 from engine.frame import frame_of
 from engine.models import tflite
 from engine.models.scheme import constants_of, params_of, reset_params
@@ -54,7 +55,15 @@ def first_version(model: bytes, name: str, train: str, reset_seed: int | None) -
     holding = frame.holding(numbers.published)  # None: fresh numbers, and of their channels others would train
     base = frame.model if holding is None else holding.model
     files = (chunks.split(MODEL_FILE, base), chunks.split(PARAMS_FILE, numbers.published))
-    manifest = Manifest(name, 1, 0, frame.suffix.num_params, files, base_version=0 if holding is None else 1)
+    manifest = Manifest(
+        name,
+        1,
+        0,
+        frame.suffix.num_params,
+        files,
+        base_version=0 if holding is None else 1,
+        golden=golden(frame, numbers.published),
+    )
     encode(manifest)  # a name or a size that no message may carry is refused here
     return First(manifest, {files[0].digest: base, files[1].digest: numbers.published}, numbers.remainder)
 

@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from broker.cost import example_core_s
+from broker.database import StoreError
 from broker.history import Extra, History, Step, read_history
 from broker.plots import plots, say_accuracy
 from broker.store import Store
+from broker.versions import frame_under
+from engine.models.graph import ModelError
+from engine.train import TrainingError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from broker.database import Place
@@ -29,15 +34,21 @@ class ReportError(RuntimeError):
     """The report cannot be made; the sentence says why and how to mend it."""
 
 
-def write(place: Place, out_dir: Path, extra: Extra | None = None) -> Path:
+def write(
+    place: Place, out_dir: Path, extra: Extra | None = None, show: Callable[[int, int], None] | None = None
+) -> Path:
     """Read the store at `place`, beside whoever writes it, and `render` what it says. Raises StoreError too."""
     with Store(place, read_only=True) as store:
-        return render(read_history(store), out_dir, extra)
+        history = msgspec.structs.replace(read_history(store), example_core_s=_example_core_s(store))
+    return render(history, out_dir, extra, show)
 
 
-def render(history: History, out_dir: Path, extra: Extra | None = None) -> Path:
+def render(
+    history: History, out_dir: Path, extra: Extra | None = None, show: Callable[[int, int], None] | None = None
+) -> Path:
     """Write `index.html` and the PNGs into `out_dir` (made if missing); return the page's path.
 
+    `show` is told how many plots of how many are drawn.
     Raises ReportError without matplotlib, or without a closed round.
     """
     extra = extra or Extra()
@@ -51,13 +62,29 @@ def render(history: History, out_dir: Path, extra: Extra | None = None) -> Path:
     measured = tuple(_measured(step, extra) for step in history.steps)
     history = msgspec.structs.replace(history, steps=measured)
     parts = []
-    for name, heading, draw, describe in plots():
+    for number, (name, heading, draw, describe) in enumerate(plots()):
+        if show is not None:
+            show(number, len(plots()))
         path = out_dir / f"{name}.png"
         draw(history, extra).savefig(path, dpi=DPI, facecolor="white")
         parts.append(_figure(path, heading, describe(history, extra)))
+    if show is not None:
+        show(len(parts), len(parts))
     page = out_dir / "index.html"
     page.write_text(_page(history, extra, parts), "utf-8")
     return page
+
+
+def _example_core_s(store: Store) -> float | None:
+    """What a pass over an example takes of a core here, by the newest plan; None where it cannot be measured."""
+    manifest, opened = store.manifest(), [row for row in store.rounds() if row.base_version]
+    if manifest is None or not opened:
+        return None
+    plan = opened[-1].plan
+    try:
+        return example_core_s(plan, frame_under(manifest, plan.train, store))
+    except (ModelError, StoreError, TrainingError):
+        return None
 
 
 def _measured(step: Step, extra: Extra) -> Step:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from broker.database import insert
+from broker.database import insert, select
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -60,6 +60,11 @@ class Roster:
             row = {"device_id": device_id, "offered": 1, "last_round_id": round_id}
             self._db.run(insert("invitations", row, then), row)
 
+    def waits(self, device_id: str, round_id: int) -> bool:
+        """Is this update of the device stored, and counted by no version yet?"""
+        where = "updates WHERE device_id = :device_id AND round_id = :round_id AND counted_in IS NULL"
+        return bool(self._db.rows(select("1", where), {"device_id": device_id, "round_id": round_id}))
+
     def took(self, rounds: int) -> dict[str, tuple[int, ...]]:
         """The rounds of each device's stored updates, among so many newest that were opened, in order."""
         rows = self._db.rows(
@@ -69,6 +74,16 @@ class Roster:
             {"rounds": rounds},
         )
         return {name: tuple(round_id for _, round_id in each) for name, each in itertools.groupby(rows, itemgetter(0))}
+
+    def newest_scores(self) -> tuple[int, dict[str, tuple[int, int]]]:
+        """The newest version that devices reported on, and what each of them did: (correct, count); 0 where none."""
+        rows = self._db.rows(
+            "SELECT base_version, device_id, CAST(SUM(held_out_correct) AS BIGINT), "
+            "CAST(SUM(held_out_count) AS BIGINT) FROM updates WHERE held_out_count > 0 AND base_version = "
+            "(SELECT base_version FROM updates WHERE held_out_count > 0 ORDER BY base_version DESC LIMIT 1) "
+            "GROUP BY base_version, device_id"
+        )
+        return rows[0][0] if rows else 0, {device_id: (correct, count) for _, device_id, correct, count in rows}
 
     def histories(self) -> dict[str, History]:
         """What each device took part in that was ever offered a round, or finished one."""

@@ -14,11 +14,12 @@ next round to close, with a smaller weight for its staleness.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from broker.effects import Pending
+from broker.effects import Pending, UpdateRow
 from wire.messages import digest_of, encode
 
 if TYPE_CHECKING:
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from broker.effects import RoundRow
+    from wire.messages import Manifest, Plan, Update
 
 # 16/sqrt(1 + staleness), rounded: FedBuff's weight (Nguyen et al. 2022, arXiv:2106.06639) as integers, so that
 # every machine agrees.
 STALENESS_SIXTEENTHS: Final = (16, 11, 9, 8, 7, 7, 6, 6, 5, 5, 5, 5, 4, 4, 4, 4)
+ROUNDS_REMEMBERED: Final = 1024  # an update of an older round is stale; buffered ones pass quickly
 WEIGHT_TOTAL_MAX: Final = 2**26  # what one exact sum holds (engine.ring)
 
 
@@ -61,6 +64,11 @@ class Round:
         self._invited.add(device_id)
         self._reported.add(device_id)
         self._awaited.discard(device_id)
+
+    @property
+    def asked_count(self) -> int:
+        """How many have reported, or may still be waited for: invited and there."""
+        return len(self._reported | self._awaited)
 
     def has_reported(self, device_id: str) -> bool:
         """Is the device's update of this round stored?"""
@@ -96,15 +104,48 @@ class Round:
         self._awaited.clear()
 
 
-def in_order(rows: Iterable[RoundRow]) -> list[RoundRow]:
-    """Rounds as they are to be opened: by number."""
-    return sorted(rows, key=lambda row: row.round_id)
+class Book:
+    """The rounds that were opened, the newest of them, and those that wait."""
+
+    def __init__(self, rows: Iterable[RoundRow]) -> None:
+        rows = _in_order(rows)
+        self.opened = {row.round_id: row for row in rows if row.status != "waiting"}
+        self._waiting = [row for row in rows if row.status == "waiting"]
+
+    def note(self, row: RoundRow) -> None:
+        """It was opened, or is over, or draws more."""
+        self.opened[row.round_id] = row
+        for round_id in sorted(self.opened)[:-ROUNDS_REMEMBERED]:
+            del self.opened[round_id]
+
+    def read(self, waiting: Iterable[RoundRow], unwanted: AbstractSet[int]) -> list[RoundRow]:
+        """Take up what the operator wants; those of the waiting that he no longer does, which end before they open."""
+        known = self.opened.keys() | {row.round_id for row in self._waiting}
+        asked = [*self._waiting, *(row for row in waiting if row.round_id not in known)]
+        self._waiting = _in_order(row for row in asked if row.round_id not in unwanted)
+        return [replace(row, status="closed") for row in asked if row.round_id in unwanted]
+
+    def take(self, newest: Manifest, *, to_try: bool) -> tuple[RoundRow | None, list[RoundRow]]:
+        """The next round, to be opened on the `newest` version; None where none may be. And trials that end before.
+
+        A trial is for a candidate, where there is one `to_try`, and nothing else is built on that.
+        """
+        moot = [] if to_try else list(itertools.takewhile(lambda row: row.is_trial, self._waiting))
+        self._waiting = self._waiting[len(moot) :]
+        ended = [replace(row, status="closed") for row in moot]
+        if not self._waiting or self._waiting[0].is_trial is not to_try:
+            return None, ended
+        row = self._waiting.pop(0)
+        # the operator's wish is older than the model that it is carried out on
+        plan = replace(row.plan, scale_epoch=newest.scale_epoch)
+        return replace(row, status="open", plan=plan, base_version=newest.model_version), ended
 
 
-def withdraw(waiting: list[RoundRow], unwanted: AbstractSet[int]) -> tuple[list[RoundRow], list[RoundRow]]:
-    """Divide rounds that wait into those that still do, in order, and the unwanted, which end before they open."""
-    kept = in_order(row for row in waiting if row.round_id not in unwanted)
-    return kept, [replace(row, status="closed") for row in waiting if row.round_id in unwanted]
+def stored(device_id: str, update: Update, digest: bytes, plan: Plan) -> UpdateRow:
+    """The row of an accepted update, `digest` that of its sealed bytes: no device weighs more than the plan allows."""
+    weight = min(update.num_examples, plan.num_examples_max)
+    score = update.held_out_correct, update.held_out_count
+    return UpdateRow(device_id, update.round_id, update.base_version, weight, digest, *score, update.payload)
 
 
 def members(pending: Iterable[Pending], model_version: int) -> tuple[Pending, ...]:
@@ -129,3 +170,8 @@ def weigh(pending: Pending, model_version: int) -> Pending:
     sixteenths = STALENESS_SIXTEENTHS[min(staleness, len(STALENESS_SIXTEENTHS) - 1)]
     weight = max(1, pending.weight * sixteenths // 16)
     return Pending(pending.device_id, pending.round_id, pending.base_version, weight)
+
+
+def _in_order(rows: Iterable[RoundRow]) -> list[RoundRow]:
+    """Rounds as they are to be opened: by number."""
+    return sorted(rows, key=lambda row: row.round_id)

@@ -1,9 +1,19 @@
-"""What the store gives back to those who only read: commands, reports, the loop's own log.
+"""What the store gives back to those who only read: commands, reports, the loop's own log; and a round as a row.
 
 Up is from the devices to the coordinator, as in the topics; down is towards them.
 """
 
-from msgspec import Struct
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct, json
+
+from broker.effects import Choice, Ring, RoundRow
+from wire.messages import Plan, decode, encode
+
+ROUND: Final = ", ".join(RoundRow.__struct_fields__)
 
 
 class VersionRow(Struct, frozen=True):
@@ -20,6 +30,8 @@ class VersionRow(Struct, frozen=True):
     bytes_down: int  # MQTT bytes that the coordinator sent meanwhile
     seconds: float
     params_digest: bytes
+    stage: str  # candidate, promoted, or rolled back
+    stage_why: str  # why it is; empty where nobody tried it
 
 
 class StoredUpdate(Struct, frozen=True):
@@ -55,3 +67,24 @@ class Cost(Struct, frozen=True):
     bytes_up: int = 0
     bytes_down: int = 0
     seconds: float = 0.0
+
+
+def columns_of(round_: RoundRow) -> dict[str, object]:
+    """A round as the table of rounds holds it."""
+    return {
+        **msgspec.structs.asdict(round_),
+        "plan": encode(round_.plan),
+        "choice": json.encode(round_.choice).decode(),
+        "ring": "" if round_.ring is None else json.encode(round_.ring).decode(),
+    }
+
+
+def round_of(row: tuple[Any, ...]) -> RoundRow:
+    """The round in a row of the columns ROUND."""
+    values = dict(zip(RoundRow.__struct_fields__, row, strict=True))
+    plan = decode(bytes(values["plan"]))
+    assert isinstance(plan, Plan), "the store keeps plans in the column of plans"
+    values["plan"], values["nonce"] = plan, bytes(values["nonce"] or b"")
+    values["choice"] = json.decode(values["choice"], type=Choice)
+    values["ring"] = json.decode(values["ring"], type=Ring) if values["ring"] else None
+    return RoundRow(**values)

@@ -18,8 +18,10 @@ import signal
 import time
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from broker import turns, wiring
-from broker.admission import gate
+from broker.admission import gate, holder
 from broker.aggregate.rules import AggregateError, rule_named
 from broker.config import EMBEDDED, Config
 from broker.coordinator import Coordinator
@@ -28,6 +30,7 @@ from broker.effects import (
     Aggregated,
     AggregateFailed,
     CommitRound,
+    CommitStage,
     Connected,
     Disconnected,
     FleetRead,
@@ -36,22 +39,27 @@ from broker.effects import (
     RoundsRead,
     SendChunk,
     SendPatch,
+    StageWished,
     StoreEpoch,
     StoreInvited,
     StoreRound,
     StoreSeen,
+    StoreTrial,
     StoreUpdate,
     Tick,
 )
+from broker.estimates import FILE_NAME as ESTIMATES_FILE
+from broker.estimates import Estimates
 from broker.evaluate import EvaluateError, HeldOut
 from broker.evaluate import load as load_held_out
 from broker.lease import only_one
 from broker.log import new_reason, tell
 from broker.metrics import Metrics
+from broker.refusals import DAY_S, PAUSE_S, Tally
 from broker.rows import Cost
 from broker.shelf import Shelf
 from broker.store import Store
-from broker.versions import Frames, next_version
+from broker.versions import Frames, next_version, restored
 from broker.voice import Identity
 from broker.wiring import ServiceError
 from engine.codec.header import CodecError
@@ -66,8 +74,9 @@ if TYPE_CHECKING:
     from broker.effects import Event
     from broker.mqtt_server import Server
     from broker.turns import Told
+    from engine.frame import Frame
     from wire.link import Link
-    from wire.messages import Manifest, Message
+    from wire.messages import Manifest, Message, Plan
 
 STUCK_S: Final = 300.0  # one turn holds the sum and the evaluation of a version, and no more
 POLL_S: Final = 0.5  # how soon the operator's wishes are seen
@@ -116,15 +125,20 @@ class Service:
         if snapshot.manifest is None:
             raise ServiceError(f"{store.place} holds no model: make a new directory with broker init")
         self._enrolled = snapshot.fleet, snapshot.tags
+        self._paused = False
         self._manifest = snapshot.manifest  # the newest version's, as the store has it
         self._frames = Frames(store)
         self._held_out = _held_out(config, snapshot.manifest, self._frames)
         # what may be guessed about draws and pauses must not be known beforehand: seeded by the operating system
         chance = random.Random(os.urandom(16))  # noqa: S311
-        admit = gate(lambda plan: self._frames.under(self._manifest, plan.train))
-        identity = Identity(self._fleet, self._sign, keys.verifier, admit, config.http.url.rstrip("/"))
+        self._estimates = Estimates(config.path(ESTIMATES_FILE))
+        admit, holds = gate(self._frame_of), holder(self._frame_of, self._estimates, store.roster.waits)
+        identity = Identity(self._fleet, self._sign, keys.verifier, admit, config.http.url.rstrip("/"), holds)
         self.coordinator = Coordinator(identity, snapshot, chance)
         self.metrics = Metrics(self.coordinator.refused_count, snapshot.manifest.model_version)
+        self.metrics.read_tags(snapshot.tags)
+        self._tally = Tally(self.coordinator.refused_count)
+        self._tally_at_s = time.monotonic() + PAUSE_S
         self._inbox: queue.SimpleQueue[LinkEvent | None] = queue.SimpleQueue()
         self._shelf = Shelf(store)
         self._stopping = False
@@ -151,6 +165,7 @@ class Service:
             while not self._stopping:
                 self._turn(server)
             link.publish(*self.coordinator.last_will(), retain=True)
+            self._keep_tally()
         finally:
             link.stop()
             for number, action in before.items():
@@ -215,6 +230,8 @@ class Service:
         if server is not None and not wiring.is_running(server):
             wiring.restart(server)
             self._say(line("mqtt-server", url=server.url, name=server.name, server_pid=server.pid))
+        if time.monotonic() >= self._tally_at_s:
+            self._keep_tally()
         counter = self._store.change_counter()
         if counter == self._store_counter:
             return
@@ -227,10 +244,20 @@ class Service:
         tags = self._store.roster.tags()
         if (fleet, tags) != self._enrolled:
             self._enrolled = fleet, tags
+            self.metrics.read_tags(tags)
             yield FleetRead(fleet, tags)
         waiting, unwanted = self._store.waiting_rounds(), self._store.unwanted_rounds()
-        if waiting or unwanted:
-            yield RoundsRead(waiting, unwanted)
+        paused, self._paused = self._paused, self._store.stages.is_paused()
+        if waiting or unwanted or paused is not self._paused:
+            yield RoundsRead(waiting, unwanted, self._paused)
+        version, wish = self._store.stages.wished()
+        if version:
+            yield StageWished(self._store.stages.version(version), wish == "promote")
+
+    def _keep_tally(self) -> None:
+        self._tally_at_s = time.monotonic() + PAUSE_S
+        if fresh := self._tally.fresh():
+            self._store.refusals.add(int(time.time() // DAY_S), fresh)
 
     def _handle(self, event: Event) -> list[Told]:
         refused = dict(self.coordinator.refused_count)
@@ -288,8 +315,14 @@ class Service:
                 self._opened_id = row.round_id
                 self._started = (time.monotonic(), self._link.bytes_up, self._link.bytes_down)
                 self._say(line("round-open", round=row.round_id, version=row.base_version))
+            case StoreTrial(row=trial):
+                self._store.apply(effect)
+                told = {"won": trial.won, "lost": trial.lost, "refused": trial.refused}
+                self._say(line("tried", device=trial.device_id, version=trial.model_version, **told))
             case CommitRound():
                 self._commit(effect)
+            case CommitStage():
+                self._commit_stage(effect)
         return ()
 
     def _send_patch(self, effect: SendPatch) -> None:
@@ -312,14 +345,24 @@ class Service:
 
     def _aggregate(self, effect: Aggregate) -> Aggregated | AggregateFailed:
         try:
-            recipe = self._config.aggregate
-            made = next_version(effect, self._store, self._rule, recipe, frames=self._frames, held_out=self._held_out)
-        except (AggregateError, CodecError, EvaluateError, ModelError) as error:
+            made = next_version(
+                effect,
+                self._store,
+                self._rule,
+                self._config.aggregate,
+                frames=self._frames,
+                held_out=self._held_out,
+                estimates=self._estimates,
+            )
+        except (AggregateError, CodecError, EvaluateError, ModelError, OSError) as error:
             self._say(line("aggregate-failed", round=effect.round_id, reason=str(error)))
             return AggregateFailed(effect.round_id, str(error))
         if made.held_count:
             self._say(line("weights-held", round=effect.round_id, count=made.held_count))
         return made.answer
+
+    def _frame_of(self, plan: Plan) -> Frame:
+        return self._frames.under(self._manifest, plan.train)
 
     def _commit(self, effect: CommitRound) -> None:
         since, link_up, link_down = self._started
@@ -344,6 +387,19 @@ class Service:
                 seconds=f"{cost.seconds:.3f}",
             )
         )
+
+    def _commit_stage(self, effect: CommitStage) -> None:
+        """A candidate that is good changes its stage; what is restored becomes a version of its own."""
+        if effect.restored:
+            numbers = restored(effect, self._store, self._frames, self._config.model.train)
+            effect = msgspec.structs.replace(effect, numbers=numbers)
+        self._store.apply(effect)
+        self._manifest = effect.manifest
+        self._shelf.forget()
+        self.metrics.staged(effect)
+        told = {"restored": effect.restored, "rolled_back": effect.put_out} if effect.restored else {}
+        word = "restored" if effect.restored else "promoted"
+        self._say(line(word, version=effect.manifest.model_version, **told, why=effect.why))
 
     def _on_signal(self, _number: int, _frame: object) -> None:
         self._stopping = True

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from broker.effects import SendChunk, SendPatch
 from wire import chunks, topics
 from wire.limits import WANT_CHUNKS_MAX
@@ -32,7 +34,26 @@ def manifest_after(manifest: Manifest, made: Aggregated) -> Manifest:
         files=(*kept, *(chunks.split(name, content) for name, content in changed.items())),
         scale_epoch=manifest.scale_epoch + bool(made.model),
         base_version=version if made.model else manifest.base_version,
+        golden=made.golden,
     )
+
+
+def restored(newest: Manifest, wanted: Manifest) -> Manifest:
+    """The manifest of the version after `newest` that has the files of `wanted`: versions only grow.
+
+    Whoever has those files fetches nothing. Another base begins a scale epoch, even if its scales were known before.
+    """
+    return replace(
+        wanted,
+        model_version=newest.model_version + 1,
+        parent_version=wanted.model_version,
+        scale_epoch=newest.scale_epoch + (base_of(newest) != base_of(wanted)),
+    )
+
+
+def base_of(manifest: Manifest) -> bytes:
+    """The digest of a version's base file."""
+    return next(file.digest for file in manifest.files if file.name == MODEL_FILE)
 
 
 def answer(want: Want, manifest: Manifest | None, fleet: str, device_id: str) -> list[Effect]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from broker.effects import RoundRow
     from wire.messages import Birth
@@ -47,12 +47,16 @@ class Standings:
         """Who of these may take part in the round."""
         return [device_id for device_id, birth in births.items() if self.admits(row, device_id, birth)]
 
+    def is_called(self, device_id: str, tags: Iterable[str]) -> bool:
+        """Has the device every one of these tags?"""
+        return self._tags.get(device_id, frozenset()).issuperset(tags)
+
     def admits(self, row: RoundRow, device_id: str, birth: Birth) -> bool:
         """May this device take part in the round?"""
         choice = row.choice
         if birth.num_examples < max(1, row.plan.num_examples_min):
             return False
-        if not self._tags.get(device_id, frozenset()).issuperset(choice.tags):
+        if not self.is_called(device_id, choice.tags):
             return False
         if self._battery_rate.get(device_id, 1.0) < choice.battery_rate_min:
             return False

@@ -11,16 +11,16 @@ both databases understand; what one of them alone needs stands in `broker.sqlite
 from __future__ import annotations
 
 import time
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 import msgspec
-from msgspec import json
 
-from broker import migrations
+from broker import migrations, sightings
 from broker.database import StoreError, insert, open_database, put_setting, select, setting
 from broker.effects import (
-    Choice,
     CommitRound,
+    CommitStage,
     Last,
     Pending,
     RoundRow,
@@ -29,11 +29,14 @@ from broker.effects import (
     StoreInvited,
     StoreRound,
     StoreSeen,
+    StoreTrial,
     StoreUpdate,
     UpdateRow,
 )
+from broker.refusals import Refusals
 from broker.roster import Roster
-from broker.rows import Cost, SeenRow, StoredUpdate, VersionRow
+from broker.rows import ROUND, Cost, SeenRow, StoredUpdate, VersionRow, columns_of, round_of
+from broker.stages import Stages
 from broker.standing import ROUNDS_MAX
 from wire.messages import MODEL_FILE, PARAMS_FILE, Manifest, Plan, Traffic, decode, encode
 
@@ -48,26 +51,13 @@ VERSIONS_KEPT: Final = 10  # of older versions the row stays, and params and pay
 PATCHES_KEPT: Final = 256  # a few kilobytes each: a device may have slept through as many versions
 OPENED_ROUNDS_READ: Final = 1024  # as many as the coordinator remembers; others have no updates
 
-_ROUND: Final = (
-    "round_id, plan, status, updates_min, cohort_max, lasts_ms, base_version, model_version, "
-    "mode, updates_enough, nonce, draw, choice"
-)
 _VERSION: Final = (
     "model_version, parent_version, round_id, accuracy, loss, members, created_unix_s, bytes_up, bytes_down, "
-    "seconds, params_digest"
+    "seconds, params_digest, stage, stage_why"
 )
 _UPDATE: Final = (
     "device_id, round_id, base_version, weight, digest, payload_bytes, counted_in, held_out_correct, held_out_count"
 )
-_SEEN: Final = "device_id, present, software, num_examples, model_version, work, reason, seen_unix_s"
-_MERGE_SIGHTING: Final = """
-    ON CONFLICT (device_id) DO UPDATE SET present = :present, seen_unix_s = :seen_unix_s,
-        software = CASE WHEN :software <> '' THEN :software ELSE sightings.software END,
-        num_examples = CASE WHEN :software <> '' THEN :num_examples ELSE sightings.num_examples END,
-        model_version = CASE WHEN :software <> '' THEN :model_version ELSE sightings.model_version END,
-        work = CASE WHEN :work <> '' THEN :work ELSE sightings.work END,
-        reason = CASE WHEN :work <> '' THEN :reason ELSE sightings.reason END
-"""
 
 
 class Store:
@@ -81,6 +71,8 @@ class Store:
         self.place = place
         self._db = open_database(place, read_only=read_only, make=make and not read_only, term=term)
         self.roster = Roster(self._db)
+        self.stages = Stages(self._db)
+        self.refusals = Refusals(self._db)
         try:
             migrations.bring_forward(self._db, place, read_only=read_only)
         except BaseException:
@@ -116,11 +108,12 @@ class Store:
                 epoch=setting(self._db, "epoch"),
                 fleet=self.fleet(),
                 rounds=tuple(sorted(opened + waiting, key=lambda row: row.round_id)),
-                last={device_id: Last(round_id, digest) for device_id, round_id, digest in last},
+                last=_newest([*last, *self.stages.last()]),
                 pending=tuple(Pending(*row) for row in pending),
                 manifest=self.manifest(),
                 tags=self.roster.tags(),
                 took=self.roster.took(ROUNDS_MAX),
+                **self.stages.snapshot(opened),
             )
 
     def apply(self, effect: Effect, cost: Cost | None = None) -> None:
@@ -240,12 +233,16 @@ class Store:
         self, plan: Plan, count: int, updates_min: int, cohort_max: int, lasts_ms: int, **terms: Any
     ) -> list[int]:
         """Let `count` rounds wait for the coordinator, `terms` are more of a RoundRow; return their numbers."""
+        row = RoundRow(0, plan, "waiting", updates_min, cohort_max, lasts_ms, **terms)
+        return self.ask_for([row] * count)
+
+    def ask_for(self, rows: Iterable[RoundRow]) -> list[int]:
+        """Let these rounds wait, in this order, under the next numbers, which are returned."""
         with self.transaction():
             newest = self._db.rows("SELECT COALESCE(MAX(round_id), 0) FROM rounds")[0][0]
-            ids = range(newest + 1, newest + 1 + count)
-            rows = [RoundRow(i, plan, "waiting", updates_min, cohort_max, lasts_ms, **terms) for i in ids]
-            self._perform([StoreRound(row) for row in rows], None)
-            return [row.round_id for row in rows]
+            numbered = [msgspec.structs.replace(row, round_id=newest + n) for n, row in enumerate(rows, 1)]
+            self._perform([StoreRound(row) for row in numbered], None)
+            return [row.round_id for row in numbered]
 
     def cancel_round(self, round_id: int) -> None:
         """Keep the wish that this round end without a new version; one that has ended stays as it is."""
@@ -260,10 +257,10 @@ class Store:
         return [VersionRow(*row) for row in self._select(_VERSION, "versions ORDER BY model_version")]
 
     def manifest(self, model_version: int | None = None) -> Manifest | None:
-        """The manifest of a version, by default of the newest; None when there is none."""
+        """The manifest of a version, by default of the newest that is the fleet's; None when there is none."""
         found = self._db.rows(
             "SELECT manifest FROM versions WHERE model_version = "
-            "COALESCE(:version, (SELECT MAX(model_version) FROM versions))",
+            "COALESCE(:version, (SELECT MAX(model_version) FROM versions WHERE stage = 'promoted'))",
             {"version": model_version},
         )
         if not found:
@@ -278,14 +275,11 @@ class Store:
 
     def seen(self) -> list[SeenRow]:
         """What was last heard of each device, in the order of ids."""
-        rows = self._select(_SEEN, "sightings ORDER BY device_id")
-        return [SeenRow(device_id, bool(present), *rest) for device_id, present, *rest in rows]
+        return sightings.seen(self._db)
 
     def traffic(self) -> dict[str, tuple[Traffic, float]]:
         """(the last account of bytes that a device gave of itself, when), in the order of ids."""
-        columns = f"device_id, {', '.join(Traffic.__struct_fields__)}, told_unix_s"
-        rows = self._select(columns, "traffic ORDER BY device_id")
-        return {device_id: (Traffic(*counts), told) for device_id, *counts, told in rows}
+        return sightings.traffic(self._db)
 
     def counted(self) -> dict[str, int]:
         """How many updates of each device are counted in some version."""
@@ -322,29 +316,21 @@ class Store:
                     put_setting(self._db, "epoch", epoch)
                     self._db.run("UPDATE sightings SET present = 0")  # whoever is there will say so
                 case StoreSeen():
-                    self._put_sighting(effect)
+                    sightings.put(self._db, effect)
                 case StoreInvited(round_id=round_id, device_ids=device_ids):
                     self.roster.count_offers(round_id, device_ids)
                 case StoreUpdate():
                     pass  # all of them at once, above
                 case StoreRound(row=row):
                     self._put_round(row)
+                case StoreTrial(row=trial):
+                    self.stages.put(trial)
                 case CommitRound():
                     self._commit_round(effect, cost or Cost())
+                case CommitStage():
+                    self._commit_stage(effect)
                 case _:
                     _we_are_wrong(f"{type(effect).__name__} is no effect on the store")
-
-    def _put_sighting(self, seen: StoreSeen) -> None:
-        # a birth brings software and numbers, telemetry brings work and reason, a death neither
-        now = time.time()
-        row = {**msgspec.structs.asdict(seen), "present": int(seen.present), "seen_unix_s": now}
-        del row["traffic"]
-        self._insert("sightings", row, _MERGE_SIGHTING)
-        if seen.traffic is not None:
-            told = {**msgspec.structs.asdict(seen.traffic), "told_unix_s": now}
-            newest = ", ".join(f"{name} = excluded.{name}" for name in told)
-            then = f"ON CONFLICT (device_id) DO UPDATE SET {newest}"
-            self._insert("traffic", {"device_id": seen.device_id, **told}, then)
 
     def _put_updates(self, updates: list[UpdateRow]) -> None:
         now = time.time()
@@ -360,7 +346,7 @@ class Store:
     def _put_round(self, row: RoundRow) -> None:
         self._insert(
             "rounds",
-            {**msgspec.structs.asdict(row), "plan": encode(row.plan), "choice": json.encode(row.choice).decode()},
+            columns_of(row),
             "ON CONFLICT (round_id) DO UPDATE SET status = excluded.status, base_version = excluded.base_version, "
             "model_version = excluded.model_version, plan = excluded.plan, nonce = excluded.nonce, "
             "draw = excluded.draw",
@@ -371,7 +357,8 @@ class Store:
         self._put_blob(_digest_of(commit.manifest, PARAMS_FILE), commit.made.params)
         if commit.made.model:
             self._put_blob(_digest_of(commit.manifest, MODEL_FILE), commit.made.model)
-        made = {"round_id": row.round_id, "members": len(commit.members)}
+        stage = "promoted" if row.ring is None else "candidate"
+        made = {"round_id": row.round_id, "members": len(commit.members), "stage": stage}
         kept = ("accuracy", "loss", "remainder", "patch", "rule_state")
         self._put_version(commit.manifest, made | {name: getattr(commit.made, name) for name in kept}, cost)
         for member in commit.members:
@@ -387,7 +374,18 @@ class Store:
         if not is_open or row.status != "closed":
             _we_are_wrong(f"version {version} would close round {row.round_id}, which is not open")
         self._put_round(row)
-        self._prune(version)
+        self._prune(version, version if row.ring is None else commit.manifest.parent_version)
+
+    def _commit_stage(self, done: CommitStage) -> None:
+        version = done.manifest.model_version
+        self.stages.settle(done)
+        if done.row is not None:
+            self._put_round(done.row)
+        if done.restored:
+            score = self.stages.score(done.restored)
+            made = {"round_id": 0, "members": 0, "accuracy": score[0], "loss": score[1], "stage_why": done.why}
+            self._put_version(done.manifest, made | msgspec.structs.asdict(done.numbers), Cost())
+        self._prune(version, version)
 
     def _put_version(self, manifest: Manifest, made: Mapping[str, Any], cost: Cost) -> None:
         row = {
@@ -402,8 +400,11 @@ class Store:
     def _put_blob(self, digest: bytes, content: bytes) -> None:
         self._insert("blobs", {"digest": digest, "content": content}, "ON CONFLICT (digest) DO NOTHING")
 
-    def _prune(self, newest: int) -> None:
-        """Let go what only older versions needed: a model's size for each round would fill any disk."""
+    def _prune(self, newest: int, base: int) -> None:
+        """Let go what only older versions needed: a model's size for each round would fill any disk.
+
+        `base` is the version to which the next sum may be added: the newest, or the one before a candidate.
+        """
         old = {"old": newest - VERSIONS_KEPT, "nothing": b""}
         self._db.run(
             "DELETE FROM blobs WHERE digest IN (SELECT params_digest FROM versions WHERE model_version = :old) "
@@ -411,24 +412,21 @@ class Store:
             old,
         )
         self._db.run("UPDATE updates SET payload = :nothing WHERE counted_in = :old", old)
-        # only the newest master is ever moved, and it is the largest of all that a version has
+        # no older master is ever moved, and it is the largest of all that a version has
         self._db.run(
             "UPDATE versions SET remainder = NULL, rule_state = NULL "
-            "WHERE model_version < :newest AND remainder IS NOT NULL",
-            {"newest": newest},
+            "WHERE model_version < :base AND remainder IS NOT NULL",
+            {"base": base},
         )
         self._db.run("UPDATE versions SET patch = NULL WHERE model_version = :old", {"old": newest - PATCHES_KEPT})
 
     def _rounds(self, rest: str, most: int = 0) -> list[RoundRow]:
-        return [_to_round(row) for row in self._select(_ROUND, f"rounds {rest}", {"most": most})]
+        return [round_of(row) for row in self._select(ROUND, f"rounds {rest}", {"most": most})]
 
 
-def _to_round(row: tuple[Any, ...]) -> RoundRow:
-    plan = decode(bytes(row[1]))
-    assert isinstance(plan, Plan), "the store keeps plans in the column of plans"
-    nonce, draw, choice = row[-3:]
-    more = {"nonce": bytes(nonce or b""), "draw": draw, "choice": json.decode(choice, type=Choice)}
-    return RoundRow(row[0], plan, *row[2:-3], **more)
+def _newest(found: Iterable[tuple[str, int, bytes]]) -> dict[str, Last]:
+    """The newest of what each device sent."""
+    return {device_id: Last(round_id, digest) for device_id, round_id, digest in sorted(found, key=itemgetter(1))}
 
 
 def _digest_of(manifest: Manifest, name: str) -> bytes:

@@ -12,7 +12,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
-from broker.effects import Aggregate, CommitRound, Effect, StoreEpoch, StoreRound, StoreSeen, StoreUpdate
+from broker.effects import (
+    Aggregate,
+    CommitRound,
+    CommitStage,
+    Effect,
+    StoreEpoch,
+    StoreRound,
+    StoreSeen,
+    StoreTrial,
+    StoreUpdate,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,7 +59,7 @@ def pieces(effects: Sequence[Told]) -> list[list[Told]]:
     found: list[list[Told]] = []
     is_open = False
     for effect in effects:
-        alone = isinstance(effect, StoreEpoch | StoreRound | Aggregate | CommitRound)
+        alone = isinstance(effect, StoreEpoch | StoreRound | StoreTrial | Aggregate | CommitRound | CommitStage)
         if alone or not is_open:
             found.append([effect])
         else:

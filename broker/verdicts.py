@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from broker.effects import Last, RoundRow
+    from broker.standing import Standings
     from broker.voice import Identity
     from wire.messages import Manifest, Update, Verdict
 
@@ -22,13 +23,16 @@ def judge(
     device_id: str,
     update: Update,
     digest: bytes,
+    known: tuple[Last | None, Mapping[int, RoundRow], Manifest | None],
     *,
-    last: Last | None,
-    rounds: Mapping[int, RoundRow],
-    manifest: Manifest | None,
     identity: Identity,
+    standings: Standings,
 ) -> tuple[Verdict, str]:
-    """Verdict and reason. `last` is the device's newest stored update, `rounds` those that are remembered."""
+    """Verdict and reason.
+
+    `known` are the device's newest stored update, the rounds that are remembered, and the newest version's manifest.
+    """
+    last, rounds, manifest = known
     if last is not None and update.round_id == last.round_id:
         if digest == last.digest:
             return "duplicate", ""
@@ -40,17 +44,29 @@ def judge(
         if update.round_id < min(rounds, default=0):
             return "stale", f"round {update.round_id} is older than the coordinator remembers"
         return "refused", f"round {update.round_id} was never opened"
-    return _judge_of(row, device_id, update, manifest, identity)
-
-
-def _judge_of(
-    row: RoundRow, device_id: str, update: Update, manifest: Manifest | None, identity: Identity
-) -> tuple[Verdict, str]:
     if update.base_version != row.base_version:
         return "refused", f"round {row.round_id} trains version {row.base_version}, not {update.base_version}"
     if manifest is not None and row.plan.scale_epoch != manifest.scale_epoch:
         return "stale", f"round {row.round_id} counts in scale epoch {row.plan.scale_epoch}, which is over"
     if not cohort.has_drawn(row, identity.fleet, device_id):
         return "refused", f"round {row.round_id} has not drawn {device_id}: its coin is not below {row.draw}"
+    if row.is_trial:
+        return _judge_trial(row, device_id, update, standings)
+    if update.trial is not None:
+        return "refused", f"round {row.round_id} tries nothing"
     reason = identity.admit(update.payload, row.plan)
-    return ("accepted", "") if reason is None else ("refused", reason)
+    if reason is not None:
+        return "refused", reason
+    if not identity.holds(device_id, update.payload, row.plan):
+        return "unfounded", "what this update builds on is not held here; the next one is to build on nothing"
+    return "accepted", ""
+
+
+def _judge_trial(row: RoundRow, device_id: str, update: Update, standings: Standings) -> tuple[Verdict, str]:
+    if update.trial is None:
+        return "refused", f"round {row.round_id} tries version {row.base_version}, and trains nothing"
+    if update.trial.compared_with >= row.base_version:
+        return "refused", f"version {row.base_version} was compared with version {update.trial.compared_with}"
+    if not standings.is_called(device_id, row.choice.tags):
+        return "refused", f"{device_id} is not in the ring that tries version {row.base_version}"
+    return "accepted", ""

@@ -5,20 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from broker.aggregate import rules
-from broker.effects import Aggregated
+from broker.effects import Aggregated, Restored
 from broker.plans import is_dense
 from broker.registry import model_of, params_bytes_of
+from broker.serving import base_of
 from engine.codec import patch
+from engine.dry_run import golden
 from engine.frame import frame_of
-from engine.master import Numbers
+from engine.master import Numbers, first
+from engine.models.scheme import load_params
 from engine.rescale import grown
 from wire.messages import MODEL_FILE
 
 if TYPE_CHECKING:
     from broker.aggregate.rule import Rule
     from broker.config import Aggregate as Recipe
-    from broker.effects import Aggregate
+    from broker.effects import Aggregate, CommitStage
+    from broker.estimates import Estimates
     from broker.evaluate import HeldOut
+    from broker.store import Store
     from engine.frame import Frame
     from wire.messages import Manifest, Plan
 
@@ -78,7 +83,14 @@ def publish_max(rate: float, plan: Plan) -> int:
 
 
 def next_version(
-    effect: Aggregate, store: Kept, rule: Rule, recipe: Recipe, *, frames: Frames, held_out: HeldOut | None
+    effect: Aggregate,
+    store: Kept,
+    rule: Rule,
+    recipe: Recipe,
+    *,
+    frames: Frames,
+    held_out: HeldOut | None,
+    estimates: Estimates | None = None,
 ) -> Made:
     """Count the members of `effect`. Raises AggregateError, CodecError, EvaluateError, ModelError or StoreError."""
     manifest, plan = effect.manifest, effect.plan
@@ -89,7 +101,7 @@ def next_version(
     closing = effect.round_id, manifest.model_version, manifest.scale_epoch, is_dense(plan)
     counting = rules.Recipe(rule, recipe.learning_rate, most, *closing)
     after, held_count, rule_state = rules.next_numbers(
-        frame, before, effect.members, store.update_payload, counting, rule_state=known
+        frame, before, effect.members, store.update_payload, counting, rule_state=known, estimates=estimates
     )
     model, way = b"", b""
     larger = grown(frame, after) if effect.may_rescale else None
@@ -100,5 +112,20 @@ def next_version(
         way = patch.make(frame, before.published, after.published)
     score = held_out.score(frame, after.published) if held_out is not None else None
     accuracy, loss = (score.correct / score.count, score.loss) if score is not None else (None, None)
-    answer = Aggregated(effect.round_id, after.published, accuracy, loss, after.remainder, model, way, rule_state)
-    return Made(answer, held_count)
+    kept = after.remainder, model, way, rule_state, golden(frame, after.published)
+    return Made(Aggregated(effect.round_id, after.published, accuracy, loss, *kept), held_count)
+
+
+def restored(done: CommitStage, store: Store, frames: Frames, train: str) -> Restored:
+    """What is kept of the version that has an older one's numbers. Raises ModelError or StoreError.
+
+    Of one that was followed by others the master is gone, and begins again with what was published of it.
+    """
+    wanted, before = store.manifest(done.restored), store.manifest(done.manifest.model_version - 1)
+    assert wanted is not None, "the operator, or a candidate, named a version that is there"
+    assert before is not None, "versions have no gaps"
+    frame, params = frames.under(wanted, train), params_bytes_of(wanted, store.blob)
+    remainder = store.remainder(done.restored) or first(frame, load_params(frame.suffix, params)).remainder
+    same_base = base_of(wanted) == base_of(before)
+    way = patch.make(frame, params_bytes_of(before, store.blob), params) if same_base else b""
+    return Restored(remainder, store.rule_state(done.restored), way)

@@ -11,7 +11,9 @@ import msgspec
 from broker.cohort import has_drawn
 from broker.config import ConfigError
 from broker.database import StoreError
-from broker.effects import Choice
+from broker.effects import Choice, Ring, RoundRow
+from broker.field import fading
+from broker.groups import groups_of
 from broker.roster import History
 from broker.standing import ROUNDS_MAX
 from wire.messages import Name, Traffic, digest_of, encode
@@ -19,7 +21,7 @@ from wire.messages import Name, Traffic, digest_of, encode
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from broker.config import Config, Round
+    from broker.config import Config, Rollout, Round
     from broker.cost import Cost
     from broker.effects import Mode
     from broker.rows import VersionRow
@@ -31,12 +33,17 @@ class ViewError(Exception):
     """There is nothing to show. One line."""
 
 
-def fleet_rows(store: Store) -> list[dict[str, Any]]:
-    """Every enrolled device with what was last heard of it, in the order of ids."""
+def fleet_rows(store: Store, tags: Collection[str] = (), *, present: bool | None = None) -> list[dict[str, Any]]:
+    """Every enrolled device with what was last heard of it, in the order of ids.
+
+    Only those with all these tags; and, unless `present` is None, only those that are there, or that are not.
+    """
     seen = {row.device_id: row for row in store.seen()}
-    counted, tags, histories = store.counted(), store.roster.tags(), store.roster.histories()
+    counted, called, histories = store.counted(), store.roster.tags(), store.roster.histories()
     rows = []
     for device_id, public_key in store.fleet().items():
+        if not called.get(device_id, frozenset()).issuperset(tags):
+            continue
         row = seen.get(device_id)
         history = histories.get(device_id, History())
         rows.append(
@@ -51,13 +58,13 @@ def fleet_rows(store: Store) -> list[dict[str, Any]]:
                 "work": row.work if row else "",
                 "reason": row.reason if row else "",
                 "updates_counted": counted.get(device_id, 0),
-                "tags": sorted(tags.get(device_id, ())),
+                "tags": sorted(called.get(device_id, ())),
                 "updates_finished": history.finished,
                 "updates_late": history.late,
                 "last_round_id": history.last_round_id,
             }
         )
-    return rows
+    return [row for row in rows if present is None or row["present"] == present]
 
 
 def device_row(store: Store, fleet: str, device_id: str) -> dict[str, Any]:
@@ -91,15 +98,24 @@ def check_tag(tag: str) -> str:
         raise ViewError(f"{tag!r} is no tag: write 1 to 64 letters, digits, '.', '_' and '-'") from error
 
 
-def byte_rows(store: Store) -> dict[str, Any]:
+def tags_of(text: str) -> tuple[str, ...]:
+    """The tags in "outdoor,north"; ViewError for what can be none."""
+    return tuple(check_tag(tag) for tag in text.split(",") if tag)
+
+
+def byte_rows(store: Store, tags: Collection[str] = ()) -> dict[str, Any]:
     """The bytes of every enrolled device since it was enrolled, as it counts them, their sum, and our own count.
+
+    Only of the devices with all these tags; our own count is of all.
 
     `per_counted` is all bytes of a device, both ways, for each of its updates that some version counts. Our own count
     is of the times when a round was open: what came up from devices, what went down to them.
     """
     told, counted, names = store.traffic(), store.counted(), Traffic.__struct_fields__
-    devices = []
+    called, devices = store.roster.tags(), []
     for device_id in store.fleet():
+        if not called.get(device_id, frozenset()).issuperset(tags):
+            continue
         traffic, when = told.get(device_id, (None, None))
         counts = msgspec.structs.asdict(traffic) if traffic else dict.fromkeys(names)
         devices.append(_with_sums({"device_id": device_id, "told_unix_s": when, **counts}, counted.get(device_id, 0)))
@@ -118,6 +134,15 @@ def _with_sums(row: dict[str, Any], counted: int) -> dict[str, Any]:
     return {**row, "bytes_up": up, "bytes_down": down, "counted": counted, "per_counted": each}
 
 
+def drift_rows(store: Store, tags: Collection[str] = ()) -> list[dict[str, Any]]:
+    """How good the model is in the field, the whole fleet and each group, or only the groups of these tags."""
+    found = [msgspec.to_builtins(each) for each in fading(store.updates(), groups_of(store.roster.tags()))]
+    for row in found:
+        for window in filter(None, (*row["windows"], row["best"])):
+            window["accuracy"] = window["correct"] / window["count"]
+    return [row for row in found if not tags or row["group"] in tags]
+
+
 def round_rows(store: Store) -> list[dict[str, Any]]:
     """Every round with how many updates of it are stored, and how many counted, oldest first."""
     updates, unwanted = store.updates(), store.unwanted_rounds()
@@ -126,13 +151,16 @@ def round_rows(store: Store) -> list[dict[str, Any]]:
         own = [update for update in updates if update.round_id == row.round_id]
         shown = msgspec.structs.asdict(row)
         del shown["plan"]
-        shown["choice"] = msgspec.to_builtins(row.choice)
+        shown["choice"], shown["ring"] = msgspec.to_builtins(row.choice), msgspec.to_builtins(row.ring)
+        shown["kind"] = "trial" if row.is_trial else "training"
         if row.is_cancelled:
             shown["status"], shown["model_version"] = "cancelled", 0
         elif row.round_id in unwanted:
             shown["status"] = "cancelling"
+        if row.is_trial:
+            shown["model_version"] = 0  # it makes none
         shown["plan_digest"] = digest_of(encode(row.plan))
-        shown["updates_stored"] = len(own)
+        shown["updates_stored"] = len(store.stages.trials(round_id=row.round_id)) if row.is_trial else len(own)
         shown["updates_counted"] = sum(update.counted_in is not None for update in own)
         rows.append(shown)
     return rows
@@ -163,7 +191,39 @@ def version_row(store: Store, version: int) -> dict[str, Any]:
     ]
     members = [update for update in store.updates() if update.counted_in == version]
     row["updates"] = [msgspec.structs.asdict(update) for update in members]
+    row["trials"] = [msgspec.structs.asdict(trial) for trial in store.stages.trials(model_version=version)]
     return row
+
+
+def wish_promoted(store: Store, version: int) -> None:
+    """Let the candidate be the fleet's version, whatever its trials say; ViewError when it is no candidate."""
+    stage, _ = _stage_of(store, version)
+    if stage != "candidate":
+        raise ViewError(f"version {version} is {stage}: only a candidate can be promoted")
+    store.stages.wish(version, "promote")
+
+
+def wish_restored(store: Store, version: int | None) -> int:
+    """Let the fleet go back to the numbers of `version`, by default those before the newest; the version meant.
+
+    ViewError when it is not there, is no longer kept, or was never the fleet's.
+    """
+    newest = store.versions()[-1]
+    wanted = newest.parent_version if version is None else version
+    stage, _ = _stage_of(store, wanted)
+    if wanted == newest.model_version or stage != "promoted":
+        raise ViewError(
+            f"version {wanted} is {'the newest' if stage == 'promoted' else stage}: name an older, promoted one"
+        )
+    for file in manifest_of(store, wanted).files:
+        store.blob(file.digest)  # StoreError where it is too old
+    store.stages.wish(wanted, "restore")
+    return wanted
+
+
+def _stage_of(store: Store, version: int) -> tuple[str, str]:
+    manifest_of(store, version)
+    return store.stages.of_versions()[version]
 
 
 def manifest_of(store: Store, version: int) -> Manifest:
@@ -223,13 +283,45 @@ def ask_for_rounds(
     if 0 < wish.cohort_max < wish.updates_min:
         raise ConfigError(f"a round of {wish.cohort_max} devices cannot wait for {wish.updates_min} updates")
     invited, enough = cohort_of(wish)
-    terms = {"mode": wish.mode, "updates_enough": enough, "choice": choice or Choice()}
-    return store.request_rounds(plan, count, wish.updates_min, invited, lasts_ms or wish.lasts_s * 1000, **terms)
+    rings = config.rollout.rings
+    row = RoundRow(
+        0,
+        plan,
+        "waiting",
+        wish.updates_min,
+        invited,
+        lasts_ms or wish.lasts_s * 1000,
+        mode=wish.mode,
+        updates_enough=enough,
+        choice=choice or Choice(),
+        ring=Ring(config.rollout.worse_rate, config.rollout.error_rate) if rings else None,
+    )
+    asked_for = store.ask_for([row, *trials_of(plan, config.rollout)] * count)
+    return asked_for[:: 1 + len(rings)]
+
+
+def trials_of(plan: Plan, rollout: Rollout) -> list[RoundRow]:
+    """The rounds in which one ring after the other tries what a round of `plan` makes."""
+    trial = msgspec.structs.replace(plan, lane="trial")
+    last = len(rollout.rings) - 1
+    return [
+        RoundRow(
+            0,
+            trial,
+            "waiting",
+            min(devices, rollout.answers_min),
+            devices,
+            rollout.lasts_s * 1000,
+            choice=Choice(tags=rollout.tags),
+            ring=Ring(rollout.worse_rate, rollout.error_rate, is_last=number == last),
+        )
+        for number, devices in enumerate(rollout.rings)
+    ]
 
 
 def choice_of(tags: str, battery_rate_min: float, version_min: int, at_most: str | None) -> Choice:
     """Whom a round is for; ViewError for what cannot be asked. `tags` as in "outdoor,north", `at_most` as in 2/10."""
-    named = tuple(check_tag(tag) for tag in tags.split(",") if tag)
+    named = tags_of(tags)
     found = re.fullmatch(r"([1-9]\d?)/([1-9]\d?)", at_most or "1/1")
     most, of_rounds = (int(found[1]), int(found[2])) if found else (0, 0)
     if found is None or of_rounds > ROUNDS_MAX or most > of_rounds:

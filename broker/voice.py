@@ -30,6 +30,7 @@ class Identity(msgspec.Struct, frozen=True):
     verifier: Callable[[str], envelope.Verify]
     admit: Callable[[bytes, Plan], str | None]  # update payload → why it is refused, None when it is good
     url: str = ""
+    holds: Callable[[str, bytes, Plan], bool] = lambda *_: True  # device, payload, plan → is there what it builds on?
 
     def say(self, device_id: str, message: Message) -> Publish:
         """Tell one device."""

@@ -14,7 +14,8 @@ flash: the outbox is not empty. Rules that keep finished work:
 1. The update is on flash before it is published, in the same write that says its round is done.
 2. It is resent, byte for byte the same, until a receipt names its digest. Nothing else empties the outbox.
 3. While the outbox is full no other round is trained: one device, one update at a time, in the order of rounds.
-4. The residual that an update leaves becomes the true one only when that update is accepted.
+4. The residual that an update leaves becomes the true one only when that update is accepted; none is true any more
+   where the coordinator does not hold what the update builds on.
 5. A patch is a guess until the child has applied it. One that fails costs one download of the whole file, and does
    not count among the failures of the round.
 6. The owner's limits hold while training, too: what grows too hot is stopped, and tried again later.
@@ -57,7 +58,7 @@ from edge_agent.effects import (
     TrainingFailed,
     Work,
 )
-from edge_agent.outbox import Outbox
+from edge_agent.outbox import Outbox, residual_after
 from edge_agent.presence import Presence
 from edge_agent.tries import Tries
 from edge_agent.voice import Identity, NotBelieved
@@ -270,7 +271,7 @@ class Agent:
         self.reason = "" if counted else fit_reason(f"round {receipt.round_id} {receipt.verdict}: {receipt.reason}")
         self._outbox.rest()
         self._outbox.hurry()
-        residual = self.durable.outbox_round_id if counted else self.durable.residual_round_id
+        residual = residual_after(receipt.verdict, self.durable)
         effects = self._keep(outbox=b"", outbox_round_id=0, residual_round_id=residual)
         return [*effects, self._forget(), *self._advance(now_ms)]
 
@@ -309,8 +310,9 @@ class Agent:
     def _train(self, offer: Offer, plan: Plan, manifest: Manifest, now_ms: int) -> list[Effect]:
         self._tries.due_ms, self.reason = None, ""
         self._training_ends_ms = now_ms + plan.trainer_ms_max
-        owed, most = self.durable.residual_round_id, budget.update_bytes_max(self._limits, self._reading)
-        self._training = Job(self._id.device_id, offer.round_id, offer.base_version, plan, manifest.files, owed, most)
+        most = budget.update_bytes_max(self._limits, self._reading)
+        told = offer.round_id, offer.base_version, plan, manifest.files
+        self._training = Job(self._id.device_id, *told, self.durable.residual_round_id, most, manifest.golden)
         return [StartTraining(self._training)]
 
     def _on_download(self, event: Arrival, now_ms: int) -> list[Effect]:
@@ -412,12 +414,9 @@ class Agent:
         return [self._outbox.send(self.durable.outbox, topic, now_ms)]
 
     def _fetch(self, now_ms: int) -> list[Effect]:
-        if (
-            self._presence.connection is None
-            or self._download is None
-            or self._offer is None
-            or self._download.complete
-        ):
+        if self._presence.connection is None or self._offer is None:
+            return []
+        if self._download is None or self._download.complete:
             return []
         if budget.spent(self._limits, self._reading) is not None:
             self._download.pause()

@@ -237,6 +237,47 @@ def predict(source: Path, path: Path, as_json: bool) -> None:
         click.echo(f"version {found.model_version}: {found.correct} of {found.known} right ({rate:.1%})")
 
 
+@main.group()
+def model() -> None:
+    """See which model version predicts here, and go back."""
+
+
+@model.command("show")
+@_config
+@_json
+def show_model(path: Path, as_json: bool) -> None:
+    """Show the version in use, the one before it, and the one that the owner went back from.
+
+    Exit status: 0 shown, 1 none is in use yet.
+    """
+    from edge_agent import slots
+    from edge_agent.disk import Directory
+
+    kept = slots.load(Directory(_load(path).device.state))
+    if kept is None:
+        raise click.ClickException("no model is in use here yet: it comes with the first round")
+    _tell(slots.as_tree(kept), slots.as_lines(kept), as_json)
+
+
+@model.command()
+@_config
+def rollback(path: Path) -> None:
+    """Let the version before predict again, now and without a link; the present one is not taken again.
+
+    The agent goes on training with the fleet; the next version that is no worse here comes into use.
+
+    Exit status: 0 done, 1 there is none before.
+    """
+    from edge_agent import slots
+    from edge_agent.disk import Directory
+
+    try:
+        kept = slots.back(Directory(_load(path).device.state))
+    except (slots.SlotError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"Version {kept.now.version} predicts here; version {kept.refused_version} is not taken again.")
+
+
 _MODEL = click.argument("model", type=_FILE)
 _batch = click.option(
     "--batch-size", type=click.IntRange(1, 4096), default=16, show_default=True, help="Windows a step."

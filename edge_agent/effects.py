@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
-from wire.messages import File, Patch, Plan, Range, Traffic
+from wire.messages import File, Patch, Plan, Range, Traffic, Trial
 
 
 class Durable(Struct, frozen=True):
@@ -44,6 +44,7 @@ class Job(Struct, frozen=True):
     files: tuple[File, ...]
     residual_round_id: int
     update_bytes_max: int = 0  # of the sealed update, as the owner allows it now; 0: the plan alone decides
+    golden: bytes = b""  # of the manifest: what a dry run of the version must give; empty: none is made
 
 
 # Events
@@ -119,6 +120,7 @@ class Trained(Struct, frozen=True):
     num_examples: int
     held_out_correct: int
     held_out_count: int
+    trial: Trial | None = None  # where the plan was one
 
 
 class TrainingFailed(Struct, frozen=True):

@@ -36,6 +36,7 @@ from wire.messages import MODEL_FILE, PARAMS_FILE, File, Patch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from collections.abc import Set as AbstractSet
     from pathlib import Path
 
     from edge_agent.disk import Disk
@@ -289,14 +290,19 @@ class Flash:
             replace_file(self.disk, _MODEL, _dump(model))
             self._model = model
 
-    def forget(self, keep_files: frozenset[bytes] | None, keep_residuals: frozenset[int]) -> None:
+    def forget(
+        self,
+        keep_files: frozenset[bytes] | None,
+        keep_residuals: frozenset[int],
+        in_use: AbstractSet[bytes] = frozenset(),
+    ) -> None:
         """Delete every model file and residual that is not to be kept; None keeps all model files.
 
-        Kept are also the newest whole version, and what a kept patch starts from.
+        Kept are also the newest whole version, what a kept patch starts from, and the files that are `in_use`.
         """
         if keep_files is not None:
             kept = {file.digest for file in self._model.files} if self._model else set()
-            kept |= keep_files
+            kept |= keep_files | in_use
             patches = (read_patch(self.disk, digest) for digest in keep_files)
             bases = {patch.base_digest for patch in patches if patch is not None}
             _delete_but(self.disk, _FILES, {digest.hex() for digest in kept | bases})

@@ -16,10 +16,24 @@ from wire.limits import RESEND_MS_MAX, RESEND_MS_MIN
 if TYPE_CHECKING:
     from random import Random
 
+    from edge_agent.effects import Durable
+    from wire.messages import Verdict
+
 
 JITTER_WORDS: Final = 625  # of the Mersenne twister: 624, and how many of them are used up
 _JITTER_VERSION: Final = 3  # of random.Random's states, since Python 3.2
 _Word: TypeAlias = Annotated[int, Meta(ge=0, lt=2**32)]
+
+
+def residual_after(verdict: Verdict, durable: Durable) -> int:
+    """The round whose residual is the true one once the outbox is empty; 0 where there is to be none."""
+    match verdict:
+        case "accepted" | "duplicate":
+            return durable.outbox_round_id
+        case "unfounded":
+            return 0
+        case _:
+            return durable.residual_round_id
 
 
 class OutboxCheckpoint(Struct, frozen=True):

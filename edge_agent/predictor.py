@@ -1,4 +1,4 @@
-"""The prediction child: windows in, labels out, by the newest model version that is whole on flash.
+"""The prediction child: windows in, labels out, by the model version that is in use here (`edge_agent.slots`).
 
     base file + params ─▶ the version, one int8 model        windows ─▶ model ─▶ label
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from edge_agent import child, flash
+from edge_agent import child, flash, slots
 from edge_agent.disk import Directory
 from wire.messages import MODEL_FILE, PARAMS_FILE
 
@@ -71,7 +71,8 @@ def _predict(root: Path, source: Path) -> Prediction:
     from engine.models import tflite
 
     disk = Directory(root)
-    model = flash.load_model(disk)
+    kept = slots.load(disk)
+    model = flash.load_model(disk) if kept is None else kept.now  # none is taken into use before a child has tried it
     if model is None:
         raise PredictionError(f"no model is on flash under {root} yet: it comes with the first round that trains here")
     data, raw = (_content(disk, model, name) for name in (MODEL_FILE, PARAMS_FILE))

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 import msgspec
 
-from edge_agent import child, config, effects, flash, host, samples, status, story, storyfile, traffic
+from edge_agent import child, config, effects, flash, host, samples, slots, status, story, storyfile, traffic
 from edge_agent.agent import Agent, Identity
 from edge_agent.disk import FULL, Directory
 from edge_agent.log import log
@@ -308,7 +308,7 @@ class Service:
                 if self._samples is not None:
                     self._samples.set_label(window, label)
             case effects.Forget(keep_files=files, keep_residuals=residuals):
-                self._flash.forget(files, residuals)
+                self._flash.forget(files, residuals, slots.files(self._flash.disk))
             case _:
                 self._perform_on_file(effect)
 

@@ -21,20 +21,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from edge_agent import child, flash
+from edge_agent import child, flash, residuals, slots
 from edge_agent.disk import Directory
 from edge_agent.effects import Job  # noqa: TC001 - msgspec reads the annotation
 from edge_agent.patching import PatchError, make_params
 from edge_agent.samples import Arrays, SamplesError, is_held_out, read_arrays
+from edge_agent.trying import HeldOut, InUse, try_out
 from wire.limits import UPDATE_PAYLOAD_BYTES_MAX
-from wire.messages import MODEL_FILE, PARAMS_FILE
+from wire.messages import MODEL_FILE, PARAMS_FILE, Trial
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edge_agent.disk import Disk
-    from engine.codec.residual import Owed, Sent
+    from engine.codec.estimate import Estimate
+    from engine.codec.residual import Owed
+    from engine.control import Control
     from engine.frame import Frame
+    from engine.train import Tuned
 
 ENVELOPE_BYTES_MAX = 200  # of a sealed update, what is not its payload: the signature, the message's own fields
 
@@ -62,6 +66,7 @@ class Answer(msgspec.Struct, frozen=True):
     loss_after: float = 0.0
     note: str = ""  # something to tell the owner that does not stop the training
     patch_failed: bool = False  # the params could not be made of their patch: fetch them whole
+    trial: Trial | None = None  # how the version did beside the one in use; None: it was not tried
 
 
 class TrainerError(Exception):
@@ -86,8 +91,9 @@ class Keeping(NamedTuple):
 class Trained(NamedTuple):
     """What `train` makes of a job: the payload, what stays owed, and the figures for the answer."""
 
-    owed: Owed
+    owed: Owed | Estimate
     answer: Answer
+    control: Control | None = None  # where the plan corrects gradients
 
 
 def tree_of(task: Task) -> Any:
@@ -108,12 +114,14 @@ def train(
     held_out_rate: float,
     *,
     keeping: Keeping | None = None,
+    in_use: InUse | None = None,
 ) -> Trained:
     """Fine-tune what the plan trains of `base` on the labelled examples and code the update.
 
     The examples that `is_held_out` chooses never train: they tell how good the base params are. A residual that is
     damaged, or of another model or scale epoch, counts as zero, with a note. With `keeping` the frozen part runs only
-    for windows that it has not seen.
+    for windows that it has not seen. The base params are tried beside the version `in_use`; a plan of lane 'trial' asks
+    for nothing more, and leaves the residual as it was.
 
     Raises TrainerError, and engine's own ModelError, TrainingError, CodecError and ValueError, each one sentence.
     """
@@ -121,7 +129,7 @@ def train(
 
     from engine.frame import frame_of
     from engine.models.scheme import load_params
-    from engine.train import Recipe, evaluate, fine_tune, mix_seed
+    from engine.train import evaluate
 
     frame = frame_of(base.model, job.plan.train)
     suffix = frame.suffix
@@ -134,16 +142,17 @@ def train(
     features, old = _features(base, frame, examples, keeping, seed=job.round_id, held_out_rate=held_out_rate)
     mine, answers = features[~held_out], labels[~held_out]
     score = evaluate(graph, suffix, features[held_out], labels[held_out])
-    recipe = Recipe(
-        epochs=job.plan.epochs,
-        batch_size=job.plan.batch_size,
-        learning_rate=job.plan.learning_rate,
-        momentum=job.plan.momentum,
-        seed=mix_seed(job.plan.seed, job.device_id, job.round_id),
-    )
-    tuned = fine_tune(graph, suffix, np.concatenate([mine, old[0]]), np.concatenate([answers, old[1]]), recipe)
-    owed, note = _owed(job, frame, kept_residual)
-    sent = _code(job, frame, tuned.params, params, owed)
+    trial = try_out(job, frame, base.params, HeldOut(features[held_out], labels[held_out]), in_use)
+    left, note = residuals.read(kept_residual, job.plan, frame)
+    if job.plan.lane == "trial":
+        answer = Answer("", b"", max(1, len(answers)), score.correct, score.count, note=note, trial=trial)
+        return Trained(left.owed, answer, left.control)
+    if trial.refused and not trial.compared_with:
+        raise TrainerError(trial.refused)
+    taught = np.concatenate([mine, old[0]]), np.concatenate([answers, old[1]])
+    tuned, control = _tune(job, base, frame, left, taught)
+    delta = np.subtract(tuned.params, params, dtype=np.float32 if frame.lane == "float32" else np.int64)
+    sent = residuals.code(delta, left.owed, frame, job, payload_bytes_max(job))
     answer = Answer(
         payload=sent.payload,
         num_examples=len(answers),
@@ -151,9 +160,33 @@ def train(
         held_out_count=score.count,
         loss_before=evaluate(graph, suffix, mine, answers).loss,
         loss_after=evaluate(frame.graph_with(tuned.params), suffix, mine, answers).loss,
-        note="; ".join(filter(None, (note, sent.note))),
+        note="; ".join(filter(None, (note, sent.note, trial.refused))),
+        trial=trial,
     )
-    return Trained(sent.owed, answer)
+    return Trained(sent.owed, answer, control)
+
+
+def _tune(
+    job: Job, base: Base, frame: Frame, left: residuals.Left, taught: tuple[NDArray[Any], NDArray[Any]]
+) -> tuple[Tuned, Control | None]:
+    """Train the base params on (features, labels) as the plan says; and what corrects the next time, if it does."""
+    from engine.control import Version, control_of, correction_of
+    from engine.models.scheme import load_params
+    from engine.train import Recipe, fine_tune, mix_seed
+
+    plan, version = job.plan, Version(job.base_version, base.params)
+    recipe = Recipe(
+        epochs=plan.epochs,
+        batch_size=plan.batch_size,
+        learning_rate=plan.learning_rate,
+        momentum=plan.momentum,
+        seed=mix_seed(plan.seed, job.device_id, job.round_id),
+        proximal=plan.proximal,
+    )
+    correction = correction_of(left.control, frame, version, recipe, len(taught[1])) if plan.scaffold else None
+    graph = frame.graph_with(load_params(frame.suffix, base.params))
+    tuned = fine_tune(graph, frame.suffix, *taught, recipe, correction=correction)
+    return tuned, None if tuned.gradient is None else control_of(tuned.gradient, version)
 
 
 def _features(
@@ -217,40 +250,6 @@ def payload_bytes_max(job: Job) -> int:
     return least
 
 
-def _owed(job: Job, frame: Frame, kept: bytes | None) -> tuple[Owed, str]:
-    """What earlier rounds owe, and what to tell the owner if that is lost."""
-    from engine.codec.header import CodecError
-    from engine.codec.residual import load_owed, nothing_owed
-
-    note = ""
-    if kept is not None:
-        try:
-            return load_owed(kept, frame.suffix.num_params, frame.lane, job.plan.scale_epoch), note
-        except CodecError as error:
-            note = str(error)
-    return nothing_owed(frame), note
-
-
-def _code(job: Job, frame: Frame, local: Any, params: Any, owed: Owed) -> Sent:
-    """The update's payload, and what stays owed."""
-    import numpy as np
-
-    from engine.codec.residual import Sending, step
-
-    plan = job.plan
-    sending = Sending(
-        k=min(plan.keep_count, frame.suffix.num_params),
-        value_bits=plan.value_bits,
-        coding=plan.coding,
-        clip_norm=plan.clip_norm,
-        bytes_max=payload_bytes_max(job),
-        momentum=plan.momentum_correction,
-        decay=plan.residual_decay,
-    )
-    delta = np.subtract(local, params, dtype=np.float32 if frame.lane == "float32" else np.int64)
-    return step(delta, owed, frame, sending, job.base_version)
-
-
 def main() -> int:
     """Run as `python -m edge_agent.trainer`: exit status 0 with an update, 1 with a reason, 2 without an answer."""
     tree, tell = child.begin()
@@ -300,7 +299,6 @@ def _load_libraries() -> int:
 
 def _train_and_keep(task: Task, root: Path) -> Answer:
     from engine.codec.header import CodecError
-    from engine.codec.residual import dump_owed
     from engine.train import TrainingError
 
     job = task.job
@@ -312,7 +310,8 @@ def _train_and_keep(task: Task, root: Path) -> Answer:
         base = Base(model, _content(disk, job, PARAMS_FILE))
         keeping = Keeping(root / "features", task.features_bytes_max, task.replay)
         examples = read_arrays(Path(task.samples_path))
-        trained = train(job, base, examples, kept, task.held_out_rate, keeping=keeping)
+        in_use = _in_use(disk)
+        trained = train(job, base, examples, kept, task.held_out_rate, keeping=keeping, in_use=in_use)
     except PatchError as error:
         return Answer(reason=str(error), patch_failed=True)
     except (TrainerError, SamplesError, TrainingError, CodecError, ValueError) as error:  # ModelError is a ValueError
@@ -321,8 +320,18 @@ def _train_and_keep(task: Task, root: Path) -> Answer:
     if job.residual_round_id and kept is None:
         gone = f"the residual of round {job.residual_round_id} is gone from flash: what was owed is lost"
         note = "; ".join(filter(None, (gone, note)))
-    flash.replace_file(disk, flash.residual_name(job.round_id), dump_owed(trained.owed, job.plan.scale_epoch))
+    left = residuals.Left(trained.owed, trained.control)
+    flash.replace_file(disk, flash.residual_name(job.round_id), residuals.dump(left, job.plan.scale_epoch))
     return msgspec.structs.replace(trained.answer, note=note)
+
+
+def _in_use(disk: Disk) -> InUse | None:
+    """The version that predicts here, if it is whole on flash."""
+    kept = slots.load(disk)
+    if kept is None:
+        return None
+    model, params = (flash.read_model_file(disk, kept.now.files, name) for name in (MODEL_FILE, PARAMS_FILE))
+    return None if model is None or params is None else InUse(kept.now.version, kept.now.train, model, params)
 
 
 def _content(disk: Disk, job: Job, name: str) -> bytes:

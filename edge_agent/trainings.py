@@ -2,22 +2,24 @@
 
 At most one is wanted at a time. One that was killed stays in the list until its end was logged; the agent, which
 ordered it, is owed no answer then. Before a child starts, and when one has ended, the newest version that is whole on
-flash is noted for who predicts: a child may have made it whole, of a patch. A disk without room for the note costs the
+flash is noted for whom a patch finds: a child may have made it whole, of a patch. What the child found no worse than
+the version in use takes its place (`edge_agent.slots`). A disk without room for the note costs the
 note, and neither the training nor what came of it; a card that fails ends the agent.
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from edge_agent import child, effects, flash, trainer
+from edge_agent import child, effects, flash, slots, trainer
 from edge_agent.disk import FULL
 from edge_agent.log import log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from edge_agent.config import Config
     from edge_agent.effects import Event, Job
@@ -97,14 +99,33 @@ class Trainings:
             loss_after=answer.loss_after,
             note=answer.note,
         )
+        if answer.trial is not None and not answer.trial.refused:
+            self._take(training.job)
+        trial = answer.trial if training.job.plan.lane == "trial" else None
         return effects.Trained(
-            round_id, answer.payload, answer.num_examples, answer.held_out_correct, answer.held_out_count
+            round_id, answer.payload, answer.num_examples, answer.held_out_correct, answer.held_out_count, trial
         )
 
     def _note(self, job: Job) -> None:
-        try:
-            self._flash.note_model(flash.Model(job.base_version, job.plan.train, job.files))
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            log("note-lost", reason=f"no room to note model version {job.base_version}: {error.strerror}")
+        with _when_full(job):
+            self._flash.note_model(_model(job))
+
+    def _take(self, job: Job) -> None:
+        """From now on this version predicts here."""
+        with _when_full(job):
+            slots.take(self._flash.disk, _model(job))
+
+
+def _model(job: Job) -> flash.Model:
+    return flash.Model(job.base_version, job.plan.train, job.files)
+
+
+@contextlib.contextmanager
+def _when_full(job: Job) -> Iterator[None]:
+    """A disk without room costs the note alone."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        log("note-lost", reason=f"no room to note model version {job.base_version}: {error.strerror}")

@@ -54,6 +54,7 @@ class Identity(msgspec.Struct, frozen=True):
             held_out_correct=trained.held_out_correct,
             held_out_count=trained.held_out_count,
             payload=trained.payload,
+            trial=trained.trial,
         )
         return self.say(update, "update").payload
 

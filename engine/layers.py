@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine import int8
+from engine import drift, int8
 from engine.kernels import conv_layout as room
 from engine.kernels import update
 from engine.kernels.conv import conv_forward_float, conv_forward_int8, conv_forward_real, pack_float, pack_pairs
@@ -259,6 +259,7 @@ def _step_weights(recording: Recording, operator: Operator, layer: TrainedLayer,
     gradient = recording.scratch((rows, 16 * room.blocks_of(columns)), np.float32)
     tape.call(clear, gradient)
     _grad_weights(recording, operator, shape, grad, gradient=gradient, count=count)
+    drift.record(recording, _weights_part(recording, operator, layer, shape), gradient)
     _add_momentum(recording, gradient)
     channels = recording.table("channels", np.array(layer.channels, np.int64))
     if weights.dtype == np.int8:
@@ -300,6 +301,7 @@ def _step_bias(recording: Recording, operator: Operator, layer: TrainedLayer, sh
     gradient = recording.scratch((1, shape.outputs), np.float32)
     tape.call(clear, gradient)
     tape.call(bias_gradient, grad, gradient.seen_as((shape.outputs,)))
+    drift.record(recording, _bias_part(recording, operator, layer, shape), gradient)
     _add_momentum(recording, gradient)
     flat_gradient = gradient.seen_as((shape.outputs,))
     if bias.dtype == np.int32:
@@ -309,6 +311,30 @@ def _step_bias(recording: Recording, operator: Operator, layer: TrainedLayer, sh
     else:
         assert recording.descent is not None, "whoever trains says how"
         tape.call(update.update_bias_float, bias, flat_gradient, recording.descent.learning_rate, recording.tally)
+
+
+def _weights_part(recording: Recording, operator: Operator, layer: TrainedLayer, shape: _Shape) -> drift.Part:
+    """How the gradient of a layer's weights lies."""
+    (_, height, width, inputs), channels = shape.weights, np.array(layer.channels, np.int64)
+    taps = np.arange(height * width, dtype=np.int64) * inputs
+    whole = recording.params[layer.weights].dtype == np.int8
+    steps = _scales(recording, operator, shape).astype(np.float64) if whole else np.ones(shape.outputs)
+    unit = recording.quantization(operator.inputs[0])[0] if whole else 1.0
+    if shape.depthwise:
+        return drift.Part(layer.weights, layer.first, taps, channels, False, steps[channels], unit)
+    rows = (taps[:, None] + channels).ravel()
+    columns = np.arange(shape.outputs, dtype=np.int64) * (height * width * inputs)
+    return drift.Part(layer.weights, layer.first, rows, columns, True, steps, unit)
+
+
+def _bias_part(recording: Recording, operator: Operator, layer: TrainedLayer, shape: _Shape) -> drift.Part:
+    """How the gradient of a layer's bias lies."""
+    steps = np.ones(shape.outputs)
+    if recording.params[layer.bias].dtype == np.int32:
+        steps = _scales(recording, operator, shape) * recording.quantization(operator.inputs[0])[0]
+    columns = np.arange(shape.outputs, dtype=np.int64)
+    first = layer.first + layer.num_weights
+    return drift.Part(layer.bias, first, np.zeros(1, np.int64), columns, False, steps, 1.0)
 
 
 def _steps(recording: Recording, operator: Operator, shape: _Shape, factor: float) -> NDArray[np.float32]:

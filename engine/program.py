@@ -139,6 +139,14 @@ class Training:
                 arrays[index] = self._arena.array(room).reshape(graph.tensors[index].shape).copy()
         return arrays
 
+    def mean_gradient(self) -> NDArray[np.float32]:
+        """Give the mean over all steps of the gradient before it was corrected, of real numbers: float32 [P]."""
+        assert self._recording.totals, "gradients are summed where a descent corrects them"
+        mean = np.zeros(self._suffix.num_params, np.float32)
+        for part, total in self._recording.totals:
+            part.take_back(self._arena.array(total) / np.float32(max(self._steps, 1)), mean)
+        return mean
+
     def is_sound(self) -> bool:
         """Whether every step was a number."""
         return int(self._tally()[1]) == 0
@@ -151,9 +159,12 @@ class Training:
         return np.uint64(int8.tensor_key(self._seed, self._steps, tensor))
 
 
-def memory_of(graph: Graph, suffix: Suffix, batch: int, momentum: float = 0.0) -> int:
+def memory_of(
+    graph: Graph, suffix: Suffix, batch: int, momentum: float = 0.0, *, proximal: float = 0.0, corrects: bool = False
+) -> int:
     """Give the bytes of the arena in which `suffix` trains with batches of `batch`: what `Training` will hold."""
-    recording, _, _ = _record(graph, suffix, Descent(1.0, momentum), regression=False)
+    correction = np.zeros(suffix.num_params, np.float32) if corrects else None
+    recording, _, _ = _record(graph, suffix, Descent(1.0, momentum, proximal, correction), regression=False)
     return recording.tape.places(batch)[1]
 
 

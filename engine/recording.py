@@ -20,6 +20,7 @@ from engine.models.graph import ABSENT, ModelError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from engine.drift import Part
     from engine.models.graph import Graph, Operator, Tensor
     from engine.models.scheme import TrainedLayer
     from engine.tape import Room, Tape
@@ -27,10 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Descent:
-    """How parameters move: the rate of SGD on real-valued parameters, and the momentum."""
+    """How parameters move: the rate of SGD on real-valued parameters, the momentum, and what `engine.drift` adds."""
 
     learning_rate: float
     momentum: float
+    proximal: float = 0.0  # FedProx's mu
+    correction: NDArray[np.float32] | None = None  # SCAFFOLD's, of the gradient of real numbers [P]; None: none
 
 
 @dataclass(eq=False)
@@ -48,6 +51,7 @@ class Recording:
     inputs_kept: dict[int, Room] = field(default_factory=dict)  # by operator: the chosen channels of its input
     bits: dict[int, Room] = field(default_factory=dict)  # by tensor: where its gradient may pass
     tally: Room | None = None
+    totals: list[tuple[Part, Room]] = field(default_factory=list)  # sums of gradients, where they are corrected
     flowing: frozenset[int] = frozenset()  # tensors with a gradient
     kept: frozenset[int] = frozenset()  # tensors whose values the way back needs
     _grads: dict[int, Room] = field(default_factory=dict)

@@ -26,7 +26,7 @@ from engine.program import Runner, Training
 from engine.recording import Descent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import TypeAlias
 
     from numpy.typing import NDArray
@@ -52,6 +52,7 @@ class Recipe:
     learning_rate: float
     momentum: float
     seed: int
+    proximal: float = 0.0  # how hard parameters are pulled to where they started (FedProx's mu)
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class Tuned:
     """What came of it: `constants` to patch into the file, by tensor, and the same as flat `params` [P].
 
     `losses` are each epoch's mean losses, every batch's taken before its step; `saturated` counts how often an int8
-    weight wanted to leave [-127, 127]; `memory_bytes` is the arena in which it trained.
+    weight wanted to leave [-127, 127]; `memory_bytes` is the arena it trained in. `gradient` [P], of real numbers,
+    is the mean of all steps' gradients before they were corrected, where a correction was given.
     """
 
     constants: dict[int, NDArray[Any]]
@@ -77,6 +79,7 @@ class Tuned:
     losses: tuple[float, ...]
     saturated: int
     memory_bytes: int
+    gradient: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,12 +107,14 @@ def fine_tune(
     targets: NDArray[Any],
     recipe: Recipe,
     *,
+    correction: NDArray[np.float32] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Tuned:
     """Train `suffix` from the file's own constants on `features` [n, ...], as stored at the cut.
 
     `targets` are labels, integers [n], or float32 [n, d] for a model that answers with d real numbers (then the loss
-    is the mean squared error). `progress` is told about every step.
+    is the mean squared error). `correction` [P] is added to every step's gradient of real-valued parameters (SCAFFOLD).
+    `progress` is told about every step.
 
     Raises:
         TrainingError: no examples, a recipe or shapes that do not fit, NaN or infinite numbers in or out.
@@ -121,7 +126,7 @@ def fine_tune(
         raise TrainingError("There is nothing to train on: this device has no labelled samples.")
     regression = targets.dtype == np.float32
     batch = min(recipe.batch_size, count)
-    descent = Descent(recipe.learning_rate, recipe.momentum)
+    descent = Descent(recipe.learning_rate, recipe.momentum, recipe.proximal, correction)
     training = Training(graph, suffix, descent, batch=batch, seed=recipe.seed, regression=regression)
     features, targets = _checked(graph, suffix, features, targets, training.classes)
     order = np.arange(count, dtype=np.int64)
@@ -142,7 +147,8 @@ def fine_tune(
         raise _diverged(recipe)
     constants = training.changed()
     params = params_of(with_constants(graph, constants), suffix)
-    return Tuned(constants, params, tuple(losses), training.saturated, training.num_bytes)
+    gradient = None if correction is None else training.mean_gradient()
+    return Tuned(constants, params, tuple(losses), training.saturated, training.num_bytes, gradient)
 
 
 def evaluate(graph: Graph, suffix: Suffix, features: NDArray[Any], targets: NDArray[Any]) -> Score:
@@ -151,26 +157,22 @@ def evaluate(graph: Graph, suffix: Suffix, features: NDArray[Any], targets: NDAr
     Raises:
         TrainingError: shapes that do not fit, or NaN or infinite numbers.
     """
-    runner = Runner(graph, suffix.answer, first=suffix.cut, entering=suffix.entering, batch=EVALUATION_BATCH)
-    count = len(features)
-    answer = graph.tensors[suffix.answer]
-    width = math.prod(answer.shape[1:])
-    features, targets = _checked(graph, suffix, features, targets, width)
-    correct, loss = 0, 0.0
-    for start in range(0, count, EVALUATION_BATCH):
-        stop = min(start + EVALUATION_BATCH, count)
-        real = real_values(answer, runner(features[start:stop]).reshape(stop - start, width))
-        mine = targets[start:stop].copy()
+    correct, count, loss = 0, len(features), 0.0
+    for real, mine in _answered(graph, suffix, features, targets):
         if targets.dtype == np.float32:
             loss += float(mse_forward(real, mine))
             continue
-        guesses = np.empty(stop - start, np.int32)
-        largest_logit(real, guesses)
-        correct += int(np.count_nonzero(guesses == mine))
+        correct += int(np.count_nonzero(_guesses(real) == mine))
         loss += float(softmax_forward(real, mine, np.empty(real.shape, np.float64)))
     if not math.isfinite(loss):
         raise TrainingError("The model's outputs are not finite: its parameters or features are too large.")
     return Score(correct, count, loss / count if count else 0.0)
+
+
+def right(graph: Graph, suffix: Suffix, features: NDArray[Any], labels: Labels) -> NDArray[np.bool_]:
+    """Which of `features` [n, ...] the graph, as deployed, answers with their label, bool [n]. Raises as `evaluate`."""
+    found = [_guesses(real) == mine for real, mine in _answered(graph, suffix, features, labels)]
+    return np.concatenate([np.empty(0, np.bool_), *found])
 
 
 def with_constants(graph: Graph, constants: Mapping[int, NDArray[Any]]) -> Graph:
@@ -193,6 +195,26 @@ def real_values(tensor: Any, stored: NDArray[Any]) -> NDArray[np.float32]:
     return real
 
 
+def _answered(
+    graph: Graph, suffix: Suffix, features: NDArray[Any], targets: NDArray[Any]
+) -> Iterator[tuple[NDArray[np.float32], NDArray[Any]]]:
+    """The answers in real numbers, float32 [m, width], and their targets, batch by batch."""
+    runner = Runner(graph, suffix.answer, first=suffix.cut, entering=suffix.entering, batch=EVALUATION_BATCH)
+    answer = graph.tensors[suffix.answer]
+    width = math.prod(answer.shape[1:])
+    features, targets = _checked(graph, suffix, features, targets, width)
+    for start in range(0, len(features), EVALUATION_BATCH):
+        part = features[start : start + EVALUATION_BATCH]
+        real = real_values(answer, runner(part).reshape(len(part), width))
+        yield real, targets[start : start + EVALUATION_BATCH].copy()
+
+
+def _guesses(real: NDArray[np.float32]) -> NDArray[np.int32]:
+    guesses = np.empty(len(real), np.int32)
+    largest_logit(real, guesses)
+    return guesses
+
+
 def _check_recipe(recipe: Recipe) -> None:
     if recipe.epochs < 1 or recipe.batch_size < 1:
         raise TrainingError(
@@ -203,6 +225,8 @@ def _check_recipe(recipe: Recipe) -> None:
             f"The recipe's learning rate {recipe.learning_rate} must be positive and its momentum "
             f"{recipe.momentum} at least 0 and below 1."
         )
+    if not 0.0 <= recipe.proximal < math.inf:
+        raise TrainingError(f"The recipe's proximal term {recipe.proximal} must be 0 or more, and finite.")
     if not 0 <= recipe.seed < 2**64:
         raise TrainingError("The recipe's seed must be in [0, 2^64): use mix_seed.")
 

@@ -82,7 +82,7 @@ class Attacker:
         rounds = max(1, len(database.rounds))
         row = database.rounds.get(rounds)
         offered = digest_of(encode(row.plan)) if row is not None else bytes(32)
-        manifest = database.lineage[-1].manifest
+        manifest = database.fleets.manifest
         version, params = manifest.model_version, manifest.files[-1].digest
         elsewhere = msgspec.structs.replace(manifest, model_version=version + 1, url="http://attacker.sim")
         fleet, name = keyring.FLEET, device.name

@@ -112,9 +112,9 @@ class Rogue:
     def update(self, payload: bytes, **changes: int) -> Update:
         """An update of the newest round, as good as any but for what it holds."""
         database = self.world.database
-        version = database.lineage[-1].manifest.model_version
-        fields = {"round_id": max(1, len(database.rounds)), "base_version": version, "num_examples": 40} | changes
-        return Update(**fields, held_out_correct=0, held_out_count=0, payload=payload)
+        version = database.fleets.manifest.model_version
+        update = Update(max(1, len(database.rounds)), version, 40, 0, 0, payload)
+        return msgspec.structs.replace(update, **changes)
 
     def _turn(self) -> None:
         assert self._deed is not None, "who has nothing to do has no turn"
@@ -157,7 +157,7 @@ def _forge(rogue: Rogue) -> None:
 
 def _sybil(rogue: Rogue) -> None:
     """Names that nobody enrolled are born, want the model and send updates."""
-    manifest = rogue.world.database.lineage[-1].manifest
+    manifest = rogue.world.database.fleets.manifest
     for number in range(SYBILS):
         name = f"sybil-{rogue.name}-{SYBILS * rogue.turns + number}"
         rogue.say_signed(Birth(1, 1, rogue.world.database.epoch, 0, 40, "agent"), "birth", name=name)
@@ -195,7 +195,7 @@ def _say_oversized(rogue: Rogue) -> None:
 
 def _want_for_ever(rogue: Rogue) -> None:
     """Every chunk of every file again and again, and a patch from every version: each want just valid."""
-    manifest, chance = rogue.world.database.lineage[-1].manifest, rogue.random
+    manifest, chance = rogue.world.database.fleets.manifest, rogue.random
     for _ in range(WANTS):
         file = chance.choice(manifest.files)
         count = len(file.chunk_digests)

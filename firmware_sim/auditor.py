@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import collections
 import functools
-import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from edge_agent import flash
+from edge_agent import flash, slots
 from edge_agent.budget import UPDATE_BYTES_MIN
 from edge_agent.effects import Durable
-from firmware_sim import keyring
+from firmware_sim import books, keyring
 from firmware_sim.promises import INVARIANTS, Violation
 from firmware_sim.promises import fail as _fail
 from firmware_sim.talk import Talk
-from wire import coin, envelope, topics
+from wire import envelope, topics
 from wire.messages import MODEL_FILE, Manifest, Offer, Receipt, State, Update, Want, digest_of
 
 if TYPE_CHECKING:
@@ -54,7 +53,8 @@ class Auditor:
         self._verify = {name: keyring.verifier(text) for name, text in fleet.items()}
         self._verify_coordinator = keyring.verifier(world.coordinator_key.text)
         self._updates: dict[tuple[str, int], Sent] = {}  # (device, round) → its one update
-        self._former: dict[tuple[str, int], Sent] = {}  # those that were made before the device got another card
+        # those that were made before the device got another card
+        self._former: dict[tuple[str, int], list[Sent]] = collections.defaultdict(list)
         self._verdicts: dict[str, dict[bytes, Receipt]] = collections.defaultdict(dict)  # device → digest → delivered
         self._residual: dict[str, int] = dict.fromkeys(fleet, 0)  # device → nonce of the true residual
         self._newest: collections.Counter[str] = collections.Counter()  # what only grows
@@ -126,7 +126,9 @@ class Auditor:
 
     def on_new_card(self, device: str) -> None:
         """All that was on a device's flash is gone, with work that had no receipt yet: nobody can promise that."""
-        self._former.update({key: sent for key, sent in self._updates.items() if key[0] == device})
+        for key, sent in self._updates.items():
+            if key[0] == device:
+                self._former[key].append(sent)
         self._durable[device], self._residual[device] = Durable(), 0
         self._full.discard(device)
         self._newest.pop(f"update of {device}", None)
@@ -143,8 +145,9 @@ class Auditor:
             _fail("starts again", f"{device} believes what a power cut would take away")
 
     def _check_model(self, device: str, card: Card) -> None:
-        model = flash.load_model(card)
-        if model is not None:
+        kept = slots.load(card)
+        noted = [flash.load_model(card), *([kept.now, kept.before] if kept is not None else [])]
+        for model in filter(None, noted):
             for file in model.files:
                 if (device, file.digest) not in self._lost and not flash.is_whole(card, file.digest):
                     _fail("noted, then whole", f"{file.name} of version {model.version} is not, on {device}")
@@ -157,8 +160,9 @@ class Auditor:
             receipt = self._verdicts[device].get(digest_of(old.outbox))
             if receipt is None or receipt.verdict == "unknown":
                 _fail("outbox kept", f"{device} emptied round {old.outbox_round_id} without a receipt for it")
-            if receipt.verdict in ("accepted", "duplicate"):
-                counted = self._world.lesson.read(self._updates[device, old.outbox_round_id].update.payload)
+            update = self._updates[device, old.outbox_round_id].update
+            if receipt.verdict in ("accepted", "duplicate") and update.trial is None:  # that leaves it as it was
+                counted = self._world.lesson.read(update.payload)
                 self._residual[device] = counted.nonce if counted is not None else 0
         (self._full.add if new.outbox else self._full.discard)(device)
         if new.outbox and new.outbox != old.outbox:
@@ -190,13 +194,19 @@ class Auditor:
     def on_file_state(self, device: str, state: FileState) -> None:
         """Flash told what it holds."""
         if state.ready:
+            self._failed_patches = {
+                each for each in self._failed_patches if (each[0], each[2]) != (device, state.digest)
+            }
             self._dropped_patches.discard((device, state.digest))
             self._lost.discard((device, state.digest))
 
     def on_forgotten(self, device: str, keep_files: frozenset[bytes] | None) -> None:
         """A device has deleted what it knew of every model file but these; None: of none."""
         mine = {digest for name, digest in self._dropped_patches if name == device}
-        self._dropped_patches -= {(device, digest) for digest in mine - (mine if keep_files is None else keep_files)}
+        gone = mine - (mine if keep_files is None else keep_files)
+        self._dropped_patches -= {(device, digest) for digest in gone}
+        # a version that is restored brings a file back, and that is another download
+        self._failed_patches = {each for each in self._failed_patches if each[0] != device or each[2] not in gone}
 
     def on_lost(self, device: str, digest: bytes) -> None:
         """The weather took a file away."""
@@ -233,46 +243,11 @@ class Auditor:
 
     def check_lineage(self) -> None:
         """Each version has one parent, and its parameters count what the database says, once."""
-        database = self._world.database
-        versions = [version.manifest.model_version for version in database.lineage]
-        if versions != list(range(1, len(versions) + 1)):
-            _fail("only growing", f"the lineage is {versions}")
-        places = {device.name: device.index for device in self._world.devices}
-        miscount = self._world.lesson.miscount(database, places, self._world.dishonest)
-        if miscount:
-            _fail("counted once", miscount)
-        self._check_weights()
+        books.check(self._world, self._claimed)
 
-    def _check_weights(self) -> None:
-        database = self._world.database
-        members = collections.Counter(counted.model_version for counted in database.counted.values())
-        cancelled = {row.round_id for row in database.rounds.values() if row.is_cancelled}
-        made = [
-            row.model_version for row in database.rounds.values() if row.status == "closed" and not row.is_cancelled
-        ]
-        if not cancelled <= database.unwanted or sorted(made) != list(range(2, len(database.lineage) + 1)):
-            _fail("cancelled by wish", f"rounds {sorted(cancelled)} made no version, the others {sorted(made)}")
-        for row in database.rounds.values():
-            if row.status == "closed" and not row.is_cancelled and members[row.model_version] < row.updates_min:
-                _fail("enough", f"round {row.round_id} closed with {members[row.model_version]} of {row.updates_min}")
-        for key, counted in database.counted.items():
-            plan = database.rounds[key[1]].plan
-            self._check_drawn(*key)
-            epoch = plan.scale_epoch
-            if epoch != database.lineage[counted.model_version - 2].manifest.scale_epoch:
-                _fail("one scale", f"version {counted.model_version} counts round {key[1]}, which is of epoch {epoch}")
-            stored = database.updates[key]
-            claimed = self._stored(key).update.num_examples if key[0] in self._honest else stored.weight
-            staleness = counted.model_version - 1 - stored.base_version
-            most = min(claimed, plan.num_examples_max)
-            expected = max(1, most * round(16 / math.sqrt(1 + staleness)) // 16)
-            if counted.weight != expected:
-                _fail("late, then lighter", f"round {key[1]} of {key[0]} weighs {counted.weight}, not {expected}")
-
-    def _check_drawn(self, device: str, round_id: int) -> None:
-        row = self._world.database.rounds[round_id]
-        if row.nonce and coin.side(keyring.FLEET, round_id, row.nonce, device) >= row.draw:
-            _fail("drawn", f"{device} took part in round {round_id}")
+    def _claimed(self, key: tuple[str, int]) -> int | None:
+        """How many examples the stored update of an honest device claims; None for any other's."""
+        return self._stored(key).update.num_examples if key[0] in self._honest else None
 
     def check_end(self) -> None:
         """Everything that was finished is counted; to be called when a healed world has settled."""
@@ -281,7 +256,8 @@ class Auditor:
             _fail("counted once", f"these are stored and never counted: {self.uncounted()}")
         gone = {device.name for device in self._world.devices if device.gone}
         for (device, round_id), sent in sorted(self._updates.items()):
-            if device in gone or (device, round_id) in self._world.database.counted.keys() | self._former.keys():
+            database = self._world.database
+            if device in gone or (device, round_id) in database.counted.keys() | database.trials | self._former.keys():
                 continue
             receipt = self._verdicts[device].get(digest_of(sent.sealed))
             plan = self._world.database.rounds[round_id].plan
@@ -297,7 +273,7 @@ class Auditor:
 
     def _stored(self, key: tuple[str, int]) -> Sent:
         """The update that the database has under this key."""
-        made = [sent for sent in (self._former.get(key), self._updates.get(key)) if sent is not None]
+        made: list[Sent] = [*self._former.get(key, ()), self._updates[key]]
         return next(sent for sent in made if digest_of(sent.sealed) == self._world.database.updates[key].digest)
 
     def _is_of_older_scales(self, round_id: int) -> bool:
@@ -337,7 +313,9 @@ class Auditor:
             _fail("one answer", broken)
         if kind in ("chunk", "patch"):
             world = self._world
-            broken = self._talk.served(device, world.station.life, world.database.lineage[-1].manifest, world.now_ms)
+            shares = 2 if world.staged else 1  # of the fleet's version, and of the one that is tried
+            newest = world.database.lineage[-1].manifest
+            broken = self._talk.served(device, world.station.life, newest, world.now_ms, shares)
         if broken:
             _fail("no flood", broken)
 
@@ -349,19 +327,25 @@ class Auditor:
                     _fail("store, then receipt", f"{topic} is let in and not enrolled")
             case Receipt(verdict="accepted" | "duplicate", digest=digest, round_id=round_id):
                 device = topics.parse(topic).device_id
-                row = database.updates.get((device, round_id))
+                row = database.updates.get((device, round_id)) or database.trials.get((device, round_id))
                 if row is None or row.digest != digest:
                     _fail("store, then receipt", f"round {round_id} of {device} is not in the database")
             case State(online=True, epoch=epoch, model_version=version):
                 self._grow("epoch", epoch)
                 if epoch > database.epoch or version > database.lineage[-1].manifest.model_version:
                     _fail("store, then say", f"epoch {epoch}, version {version} are not in the database")
-            case Manifest(model_version=version):
+            case Manifest(model_version=version) if topics.is_shared(topic):
                 self._grow("model version", version)
-                newest = msgspec.structs.replace(database.lineage[-1].manifest, url=self._world.url)
-                if message != newest:
-                    _fail("store, then say", f"version {version} is not the newest in the database")
-                self._check_base(newest)
+                if message != msgspec.structs.replace(database.fleets.manifest, url=self._world.url):
+                    _fail("store, then say", f"version {version} is not the fleet's newest in the database")
+                if version in self._world.bad and not self._world.dishonest:
+                    _fail("tried, then shared", f"version {version} is a bad one, and everyone hears of it")
+                self._check_base(message)
+            case Manifest(model_version=version):
+                candidate = database.candidate
+                if candidate is None or message != msgspec.structs.replace(candidate.manifest, url=self._world.url):
+                    _fail("store, then say", f"version {version} is no candidate in the database")
+                self._check_base(message)
             case Offer(round_id=round_id, base_version=base_version, nonce=nonce, draw=draw):
                 self._grow("round", round_id)
                 opened = database.rounds.get(round_id)
@@ -377,8 +361,10 @@ class Auditor:
         """Does the base file hold what the manifest says, the parameters of the version that opened the epoch?"""
         database, version = self._world.database, manifest.base_version
         model = next(database.blob(file.digest) for file in manifest.files if file.name == MODEL_FILE)
-        opened = next(v for v in database.lineage if v.manifest.scale_epoch == manifest.scale_epoch)
-        if version != opened.manifest.model_version or self._world.lesson.own(model) != opened.params:
+        opened = database.lineage[version - 1]
+        before = {file.name: file.digest for file in opened.manifest.files}
+        is_same = version and before[MODEL_FILE] == digest_of(model)
+        if not is_same or self._world.lesson.own(model) != opened.params:
             _fail("true base", f"the base of version {manifest.model_version} does not hold that of {version}")
 
     def _on_want(self, device: str, want: Message | None) -> None:
@@ -408,8 +394,8 @@ class Auditor:
         if update.round_id != last_round_id:
             _fail("persist, then speak", f"{device} keeps round {update.round_id} and calls {last_round_id} its last")
         key = device, update.round_id
-        self._check_drawn(*key)
-        if self._updates.get(key) == self._former.get(key):
+        books.check_drawn(self._world, *key)
+        if key not in self._updates or self._updates[key] in self._former.get(key, ()):
             self._updates[key] = Sent(sealed, update)
         if self._updates[key].sealed != sealed:
             _fail("one update", f"{device} made two of round {update.round_id}")

@@ -13,14 +13,18 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from msgspec.structs import replace
 
 from broker.effects import (
+    Candidate,
     CommitRound,
+    CommitStage,
     Last,
     Pending,
     RoundRow,
     Snapshot,
     StoreEpoch,
     StoreRound,
+    StoreTrial,
     StoreUpdate,
+    TrialRow,
     UpdateRow,
 )
 from broker.standing import ROUNDS_MAX
@@ -65,7 +69,9 @@ class Enrolled(NamedTuple):
     fleet: dict[str, str]
 
 
-Traced: TypeAlias = StoreEpoch | StoreUpdate | StoreRound | CommitRound | Cancelled | Enrolled | Snapshot
+Traced: TypeAlias = (
+    StoreEpoch | StoreUpdate | StoreTrial | StoreRound | CommitRound | CommitStage | Cancelled | Enrolled | Snapshot
+)
 
 
 class Database:
@@ -74,7 +80,9 @@ class Database:
     def __init__(self, fleet: dict[str, str], first: ModelVersion, files: dict[bytes, bytes]) -> None:
         self.epoch = 0
         self.fleet = fleet
-        self.lineage = [first]
+        self.lineage = [first]  # every version that was ever made, in order
+        self.stages = {1: "promoted"}  # by version
+        self.trials: dict[tuple[str, int], TrialRow] = {}  # by device and round
         self.rounds: dict[int, RoundRow] = {}
         self.unwanted: set[int] = set()  # what the operator cancelled, ended or not
         self.updates: dict[tuple[str, int], UpdateRow] = {}
@@ -84,18 +92,41 @@ class Database:
 
     def snapshot(self) -> Snapshot:
         """What a coordinator must know when it starts."""
+        sent: list[UpdateRow | TrialRow] = [*self.updates.values(), *self.trials.values()]
         opened = [row for row in self.rounds.values() if row.base_version][-OPENED_READ_MAX:]
         snapshot = Snapshot(
             epoch=self.epoch,
             fleet=dict(self.fleet),
             rounds=(*opened, *self.waiting()),
-            last={row.device_id: Last(row.round_id, row.digest) for row in sorted(self.updates.values(), key=_round)},
+            last={row.device_id: Last(row.round_id, row.digest) for row in sorted(sent, key=_round)},
             pending=tuple(_pending(row) for key, row in self.updates.items() if key not in self.counted),
-            manifest=self.lineage[-1].manifest,
+            manifest=self.fleets.manifest,
+            accuracy=self.fleets.accuracy,
+            candidate=self.candidate,
+            trials=self._said(opened),
             took=self._took(opened[-1].round_id if opened else 0),
         )
         self._note(snapshot)
         return snapshot
+
+    @property
+    def fleets(self) -> ModelVersion:
+        """The newest version that everyone may hear of."""
+        return next(each for each in reversed(self.lineage) if self.stages[each.manifest.model_version] == "promoted")
+
+    @property
+    def candidate(self) -> Candidate | None:
+        """The version that is tried, if there is one: always the newest."""
+        newest = self.lineage[-1]
+        is_tried = self.stages[newest.manifest.model_version] == "candidate"
+        return Candidate(newest.manifest, newest.accuracy) if is_tried else None
+
+    def ancestors(self) -> list[ModelVersion]:
+        """The versions whose updates are in the newest one that is the fleet's: itself first, version 1 last."""
+        found = [self.fleets]
+        while found[-1].manifest.parent_version:
+            found.append(self.lineage[found[-1].manifest.parent_version - 1])
+        return found
 
     def waiting(self) -> tuple[RoundRow, ...]:
         """The rounds that were requested and not opened."""
@@ -134,6 +165,14 @@ class Database:
         self._note(StoreUpdate(row))
         self.updates[key] = row
 
+    def store_trial(self, row: TrialRow) -> None:
+        """Keep what a device said of a candidate; its key is unique."""
+        key = row.device_id, row.round_id
+        if key in self.trials:
+            raise IntegrityError(f"a second trial of {row.device_id} for round {row.round_id} is to be stored")
+        self._note(StoreTrial(row))
+        self.trials[key] = row
+
     def store_round(self, row: RoundRow) -> None:
         """Keep a round's new status."""
         self._note(StoreRound(row))
@@ -145,6 +184,7 @@ class Database:
         made = commit.made
         kept = made.params, made.remainder, made.accuracy, made.rule_state
         self.lineage.append(ModelVersion(commit.manifest, *kept))
+        self.stages[commit.manifest.model_version] = "promoted" if commit.row.ring is None else "candidate"
         for content in (made.params, made.model):
             self._files[hashlib.sha256(content).digest()] = content
         self.counted.update(
@@ -152,9 +192,21 @@ class Database:
         )
         self.rounds[commit.row.round_id] = commit.row
 
-    def base_of_patch(self, base_version: int) -> bytes | None:
-        """The parameters of this version, where the patches from it to the newest are all kept; else None."""
-        newest = self.lineage[-1].manifest
+    def commit_stage(self, done: CommitStage) -> None:
+        """The candidate is the fleet's, or an older version is again, under a new number."""
+        self._note(done)
+        version = done.manifest.model_version
+        if done.restored:
+            for later in range(done.restored + 1, version):
+                self.stages[later] = "rolled back"
+            self.lineage.append(self.lineage[done.restored - 1]._replace(manifest=done.manifest))
+        self.stages[version] = "promoted"
+        if done.row is not None:
+            self.rounds[done.row.round_id] = done.row
+
+    def base_of_patch(self, base_version: int, model_version: int) -> bytes | None:
+        """The parameters of a version, where the patches from it to the later one are all kept; else None."""
+        newest = self.lineage[model_version - 1].manifest
         if not 0 <= newest.model_version - base_version <= PATCHES_MAX:
             return None
         base = self.lineage[base_version - 1]
@@ -176,6 +228,10 @@ class Database:
         """The numbers of a stored update."""
         return self.updates[device_id, round_id].payload
 
+    def _said(self, opened: list[RoundRow]) -> tuple[TrialRow, ...]:
+        trial = next((row.round_id for row in opened if row.status == "open" and row.is_trial), 0)
+        return tuple(self.trials[key] for key in sorted(self.trials) if key[1] == trial)
+
     def _took(self, newest: int) -> dict[str, tuple[int, ...]]:
         took: dict[str, tuple[int, ...]] = {}
         for device_id, round_id in sorted(self.updates):
@@ -192,5 +248,5 @@ def _pending(row: UpdateRow) -> Pending:
     return Pending(row.device_id, row.round_id, row.base_version, row.weight)
 
 
-def _round(row: UpdateRow) -> int:
+def _round(row: UpdateRow | TrialRow) -> int:
     return row.round_id

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
 
-from edge_agent import flash
+from edge_agent import flash, slots
 from edge_agent.agent import Agent
 from edge_agent.disk import FULL
 from edge_agent.effects import (
@@ -321,7 +321,7 @@ class Device:
             case StopTraining():
                 self._trainer.stop()
             case Forget(keep_files=keep_files, keep_residuals=keep_residuals):
-                self.flash.forget(keep_files, keep_residuals)
+                self.flash.forget(keep_files, keep_residuals, slots.files(self.card))
                 self._world.auditor.on_forgotten(self.name, keep_files)
             case SetLabel():
                 pass  # this fleet labels nothing

@@ -10,17 +10,18 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Final
 
+from broker.energy import BOARDS
 from edge_agent.budget import Limits
 from edge_agent.effects import Reading
 from edge_agent.traffic import Ledger
-from firmware_sim.power import BOARDS, HOUR_MS, Battery
+from firmware_sim.power import HOUR_MS, Battery
 from firmware_sim.thermal import Body, slowdown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from broker.energy import Board
     from edge_agent.disk import Disk
-    from firmware_sim.power import Board
     from firmware_sim.world import World
 
 BEGAN_UNIX_S: Final = 1_795_000_000  # 2026-11-18

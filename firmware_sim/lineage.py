@@ -20,15 +20,17 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from broker.aggregate.reading import read
 from broker.aggregate.rule import Terms
 from broker.aggregate.rules import real_steps
 from broker.effects import Pending
+from broker.estimates import Row, Said, after
 from broker.plans import is_dense
 from broker.registry import model_of
 from broker.rounds import weigh
 from broker.versions import publish_max
 from engine import master
-from engine.codec import payload as payloads
+from engine.codec import estimate
 from engine.frame import frame_of
 from engine.master import Numbers
 from engine.rescale import grown
@@ -64,6 +66,7 @@ class Lineage:
     learning_rate: float
     publish_rate: float = 0.0  # as the coordinator's configuration says it
     rule_state: bytes = b""  # what the rule remembers of the version
+    rows: dict[str, Row] = field(default_factory=dict)  # what is held of each device in lane hardened
     scale_epoch: int = 0
     version: int = 1
     proved: list[int] = field(default_factory=list)  # versions with the digest that they should have
@@ -81,12 +84,28 @@ class Lineage:
         counted = [update for update in store.updates() if (update.counted_in or 0) > self.version]
         while (row := rows.get(self.version + 1)) is not None:
             mine = [update for update in counted if update.counted_in == row.model_version]
-            members = [self._member(store, update, heard(update.digest), plans) for update in mine]
+            members = self._members(store, mine, heard, plans)
             self._check(store, row, members, plans[row.round_id])
             self.scale_epoch = _manifest_of(store, row).scale_epoch
 
-    def _member(self, store: Store, stored: StoredUpdate, update: Update | None, plans: Mapping[int, Plan]) -> Member:
-        """What the update is by itself; by the store only where the wire did not show it."""
+    def _members(
+        self,
+        store: Store,
+        mine: Sequence[StoredUpdate],
+        heard: Callable[[bytes], Update | None],
+        plans: Mapping[int, Plan],
+    ) -> list[Member]:
+        """What a version counts. Of a device in lane hardened that is what is held of it after its last update."""
+        found: dict[object, Member] = {}
+        for update in mine:
+            member, is_hardened = self._member(store, update, heard(update.digest), plans)
+            found[update.device_id if is_hardened else member.key] = member
+        return list(found.values())
+
+    def _member(
+        self, store: Store, stored: StoredUpdate, update: Update | None, plans: Mapping[int, Plan]
+    ) -> tuple[Member, bool]:
+        """What the update is by itself, or what is held after it; by the store only where the wire did not show it."""
         if update is not None:
             payload, base_version = update.payload, update.base_version
             weight = min(update.num_examples, plans[update.round_id].num_examples_max)
@@ -98,9 +117,13 @@ class Lineage:
                 stored.weight,
             )
         pending = weigh(Pending(stored.device_id, stored.round_id, base_version, weight), self.version)
-        size = self.frame.suffix.num_params
-        update_ = payloads.decode(payload, self.frame.shapes, lane=self.frame.lane, k_max=size, coding="context")
-        return Member((stored.device_id, stored.round_id), update_, pending.weight)
+        follows, content = estimate.split(payload)
+        update_ = read(self.frame, content)
+        if follows is not None:
+            held = self.rows.get(stored.device_id, Row(estimate.nothing(self.frame.suffix.num_params)))
+            self.rows[stored.device_id] = held = after(held, [Said(stored.round_id, follows, update_)])
+            update_ = estimate.as_update(held.estimate, self.frame.lane)
+        return Member((stored.device_id, stored.round_id), update_, pending.weight), follows is not None
 
     def _check(self, store: Store, row: VersionRow, members: Sequence[Member], plan: Plan) -> None:
         manifest = _manifest_of(store, row)

@@ -11,7 +11,6 @@ Only this module and what it imports need numpy: a world of witnesses runs witho
 from __future__ import annotations
 
 import functools
-import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -157,9 +156,15 @@ class Numbers:
     def miscount(self, database: Database, places: Mapping[str, int], dishonest: Collection[str]) -> str:
         """Is each version, to the bit, what the product makes of the updates that the database counts in it?"""
         del places, dishonest
-        rows = {row.model_version: row for row in database.rounds.values() if row.status == "closed"}
-        for before, after in itertools.pairwise(database.lineage):
-            version = after.manifest.model_version
+        rows = {
+            row.model_version: row for row in database.rounds.values() if row.status == "closed" and not row.is_trial
+        }
+        for after in database.lineage[1:]:
+            version, before = after.manifest.model_version, database.lineage[after.manifest.parent_version - 1]
+            if version not in rows:  # it has the numbers of an older one
+                if after.params != before.params:
+                    return f"version {version} is not what version {before.manifest.model_version} was"
+                continue
             members = tuple(
                 Pending(device, round_id, database.updates[device, round_id].base_version, counted.weight)
                 for (device, round_id), counted in sorted(database.counted.items())

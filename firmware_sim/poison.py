@@ -63,6 +63,23 @@ def turning(devices: int, dishonest: int) -> float:
     return 2 * (devices - dishonest) / dishonest
 
 
+def min_max(honest: Delta, scale: NDArray[np.float32]) -> Delta:
+    """Min-Max (Shejwalkar and Houmansadr 2021): as far as nobody is from the honest whom an honest device is not.
+
+    mean - gamma * standard deviation, with the largest gamma at which the greatest distance to an honest update is that
+    of two honest ones. `scale` is how large one step of a parameter is in real numbers [P].
+    """
+    real = honest * scale.astype(np.float64)
+    mean, spread = real.mean(axis=0), real.std(axis=0)
+    squares = (real * real).sum(axis=1)
+    furthest = np.max(squares[:, None] + squares - 2.0 * (real @ real.T))
+    # |mean - x - gamma * spread|^2 <= furthest, for each x: of every parabola the larger root, and the least of them
+    gaps = mean - real
+    a, b, c = (spread * spread).sum(), gaps @ spread, (gaps * gaps).sum(axis=1) - furthest
+    gamma = np.min((b + np.sqrt(np.maximum(b * b - a * c, 0.0))) / max(a, np.finfo(np.float64).tiny))
+    return _whole((mean - gamma * spread) / scale)
+
+
 def concentrated(honest: Delta, scale: NDArray[np.float32], count: int) -> Delta:
     """All of an honest norm, reversed, on the `count` parameters on which the honest agree most.
 

@@ -4,64 +4,22 @@ A board draws `idle_w` whether it learns or not. Learning adds `core_w` for each
 radio adds energy for each byte and for the time that it is kept awake. Those are told apart: `joules` is what learning
 adds, `idle_joules` the floor below it.
 
-Where the figures come from (M: measured by the source; E: our estimate). We have read pidramble, raspberry.tips, and
-Feeney and Nilsson only as others quote them:
-
-- `idle_w` M, `core_w` M, a quarter of what `stress --cpu 4` adds: Pi 3B+ 1.9 and 5.1 W, Pi 4B 2.7 and 6.4 W, headless,
-  Wi-Fi on and not connected (pidramble.com/wiki/benchmarks/power-consumption); Pi 5 3.0 and 8.8 W (raspberry.tips,
-  "about"; a linear solver takes it to 11 W: geerlingguy/top500-benchmark, issue 18).
-- Pi Zero 2 W: idle 0.6 W M (cnx-software.com, 2021-12-09). `core_w` E: a Pi Zero takes 1.2 W at full load (pidramble),
-  a Zero 2 W 1.4 W more than a Zero W (M: andrejacobs.org, 2021), so 2.6 W with four busy cores. Raspberry Pi's
-  documentation calls 350 mA, 1.8 W, typical when active.
-- Wi-Fi, energy a byte: 1.9 µJ a byte and 420 µJ a packet sent, 0.42 and 330 received (M, for a card of 2001: Feeney and
-  Nilsson, IEEE INFOCOM 2001), in packets of 1,000 bytes. We take it for an upper bound: newer radios are faster.
-- Wi-Fi awake instead of in power save, 0.3 W: E.
-- `core_ratio`, how many seconds a core there works for one here: E, by clock and width of the core against a server
-  core of about 3 GHz that runs the same kernels. It is the weakest figure: who has a board, measures one training
-  (`edge-agent bench`) and puts the quotient in its place.
+The boards, and where their figures come from, are in `broker.energy`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from msgspec import Struct
+from broker.energy import ROUND_AWAKE_S, WH_J, joules
 
 if TYPE_CHECKING:
     import random
 
+    from broker.energy import Board
+
 HOUR_MS: Final = 3_600_000
 DAY_MS: Final = 24 * HOUR_MS
-WH_J: Final = 3600.0
-ROUND_AWAKE_S: Final = 1.0  # that one round keeps a device's radio awake: five exchanges of 0.2 s (estimated)
-
-
-class Radio(Struct, frozen=True):
-    """A radio's cost beyond standing by."""
-
-    up_j_per_byte: float
-    down_j_per_byte: float
-    awake_w: float
-
-
-class Board(Struct, frozen=True):
-    """One kind of device."""
-
-    name: str
-    idle_w: float
-    core_w: float  # that one busy core adds
-    cores: int
-    core_ratio: float
-    radio: Radio
-
-
-WIFI: Final = Radio(up_j_per_byte=2.3e-6, down_j_per_byte=0.75e-6, awake_w=0.3)
-BOARDS: Final = (
-    Board("Pi Zero 2 W", idle_w=0.6, core_w=0.5, cores=4, core_ratio=14.0, radio=WIFI),
-    Board("Pi 3B+", idle_w=1.9, core_w=0.8, cores=4, core_ratio=10.0, radio=WIFI),
-    Board("Pi 4B", idle_w=2.7, core_w=0.925, cores=4, core_ratio=4.5, radio=WIFI),
-    Board("Pi 5", idle_w=3.0, core_w=1.45, cores=4, core_ratio=2.0, radio=WIFI),
-)
 
 
 class Spent(NamedTuple):
@@ -81,13 +39,6 @@ class Cost(NamedTuple):
     wh_fleet: float
     wh_per_point: float
     core_s_device_round: float  # of that board's cores
-
-
-def joules(board: Board, core_s: float, bytes_up: int, bytes_down: int, awake_s: float) -> float:
-    """What learning adds to idle: `core_s` of this machine's cores, bytes over the radio, the radio awake."""
-    radio = board.radio
-    carried = radio.up_j_per_byte * bytes_up + radio.down_j_per_byte * bytes_down
-    return board.core_w * board.core_ratio * core_s + carried + radio.awake_w * awake_s
 
 
 def idle_joules(board: Board, seconds: float) -> float:

@@ -14,6 +14,7 @@ INVARIANTS: Final = {
     "drawn": "a buffered round counts only devices whose coin is below its share",
     "cancelled by wish": "a round ends without a version only when the operator cancelled it, else with one",
     "one scale": "a version counts only updates that count in the scales of the version before",
+    "tried, then shared": "where a ring tries versions first, nobody else ever hears of one that is worse",
     "late, then lighter": "an update weighs its examples, at most the plan's limit, less by the root of its staleness",
     "finished, then counted": (
         "a finished update is counted once, but for faulty ones, those of older scales, "

@@ -19,6 +19,7 @@ from broker.effects import (
     Aggregate,
     AggregateFailed,
     CommitRound,
+    CommitStage,
     Connected,
     Disconnected,
     Effect,
@@ -33,6 +34,7 @@ from broker.effects import (
     StoreInvited,
     StoreRound,
     StoreSeen,
+    StoreTrial,
     StoreUpdate,
     Tick,
 )
@@ -161,7 +163,7 @@ class Station:
         self._armed_ms = None
         world.note(keyring.COORDINATOR, f"starts, life {self.life}")
         identity = voices.Coordinator(
-            keyring.FLEET, world.coordinator_key.sign, keyring.verifier, world.lesson.admit, world.url, self.skew
+            keyring.FLEET, world.coordinator_key.sign, keyring.verifier, world.lesson.admit, world.url, skew=self.skew
         )
         chance = random.Random(f"{world.seed}/coordinator/{self.life}")
         self.coordinator = Coordinator(identity, world.database.snapshot(), chance)
@@ -251,14 +253,24 @@ class Station:
             case Aggregate() if not self._world.takes_turns:
                 takes_ms, event = self._sum(effect)
                 self._world.at(takes_ms, self._answer, self.life, event)
+            case StoreTrial(row=trial):
+                self._world.note(
+                    keyring.COORDINATOR, f"stores trial {trial.round_id} of {trial.device_id}", trial.digest
+                )
+                database.store_trial(trial)
             case CommitRound():
                 self._world.note(keyring.COORDINATOR, f"commits round {effect.row.round_id}", effect.made.params)
                 database.commit_round(effect)
+                self._world.spoil(effect.manifest.model_version, is_tried=effect.row.ring is not None)
+            case CommitStage():
+                version = effect.manifest.model_version
+                self._world.note(keyring.COORDINATOR, f"promotes version {version}, restored: {effect.restored}")
+                database.commit_stage(effect)
 
     def _send_patch(self, effect: SendPatch) -> None:
         """Never shorter than the chunks, and sent all the same: that patches do their work is what is to be seen."""
         database, file = self._world.database, effect.file
-        base = database.base_of_patch(effect.base_version)
+        base = database.base_of_patch(effect.base_version, effect.model_version)
         if base is None:
             for part in effect.otherwise:
                 self._perform(part)

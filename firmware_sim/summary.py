@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, Any
 
+from broker.energy import BOARDS
 from engine.codec.payload import count_of
 from firmware_sim import power
 
@@ -181,7 +182,7 @@ def _energy(outcome: Outcome, points: float) -> dict[str, Any]:
     heard = outcome.heard
     core_s, rounds = sum(outcome.trainer_cpu_s), outcome.verdict.finished
     spent = power.Spent(core_s, heard.bytes_of("up"), heard.bytes_of("dn"), rounds, points)
-    costs = [(board, power.cost(board, spent)) for board in power.BOARDS]
+    costs = [(board, power.cost(board, spent)) for board in BOARDS]
     return {
         "trainer_cpu_s": round(core_s, 2),
         "device_rounds": rounds,

@@ -46,12 +46,12 @@ class Talk:
         receipts, heard = self._receipts[device], self._heard[device]
         return f"{device} is sent {receipts} of them for {heard}" if receipts > heard else ""
 
-    def served(self, device: str, life: int, manifest: Manifest, now_ms: int) -> str:
-        """The coordinator, in this life of its, sends a chunk or a patch of its newest version."""
+    def served(self, device: str, life: int, manifest: Manifest, now_ms: int, shares: int = 1) -> str:
+        """The coordinator, in this life of its, sends a chunk or a patch of its newest version, or of so many."""
         version, before = manifest.model_version, self._served.get(device)
         if before is None or (before.life, before.model_version) != (life, version):
             before = Served(life, version, now_ms, 0)
         now = self._served[device] = before._replace(sent=before.sent + 1)
         windows = 1 + (now_ms - now.since_ms) // WINDOW_MS
-        most = windows * max(CHUNKS_MIN, TIMES * sum(len(file.chunk_digests) for file in manifest.files))
+        most = shares * windows * max(CHUNKS_MIN, TIMES * sum(len(file.chunk_digests) for file in manifest.files))
         return f"{device} is sent {now.sent} of version {version} in {windows} windows" if now.sent > most else ""

@@ -11,13 +11,13 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Final
 
-from edge_agent import flash
+from edge_agent import flash, slots
 from edge_agent.disk import FULL
 from edge_agent.effects import PatchFailed, Trained, TrainingFailed
 from firmware_sim import attacks
 from firmware_sim.ills import Stopped
-from firmware_sim.lesson import Pupil
-from wire.messages import MODEL_FILE, PARAMS_FILE, digest_of
+from firmware_sim.lesson import EXAMPLES, Pupil
+from wire.messages import MODEL_FILE, PARAMS_FILE, Trial, digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +57,7 @@ class Trainer:
         self._child += 1
         self._job, self._late = job, False
         world.note(self._device.name, f"trains round {job.round_id} on version {job.base_version}")
-        self._note(job)
+        self._note(job, None)
         file = next(file for file in job.files if file.name == PARAMS_FILE)
         patch_ms = 0
         if flash.has_patch(card, file) and not flash.is_whole(card, file.digest):
@@ -151,6 +151,9 @@ class Trainer:
         if len(contents) < len(job.files):
             return TrainingFailed(job.round_id, "a model file is not on flash")
         kept = card.read(flash.residual_name(job.residual_round_id)) if job.residual_round_id else None
+        if job.plan.lane == "trial":
+            flash.replace_file(card, flash.residual_name(job.round_id), kept or b"")
+            return self._try(job)
         pupil = Pupil(self._device.name, self._device.index, self._attack, world.honest_places, world.random)
         learnt = world.lesson.learn(pupil, job, contents, kept)
         payload = learnt.payload
@@ -160,6 +163,16 @@ class Trainer:
         done = Trained(job.round_id, payload, *learnt[2:])
         return attacks.answer(self._attack, done, self._chance)
 
+    def _try(self, job: Job) -> Trained:
+        """What a device finds out about a candidate, beside the version that is in use on it."""
+        kept, version = slots.load(self._device.card), job.base_version
+        before = 0 if kept is None or kept.now.version == version else kept.now.version
+        lost = 9 if version in self._world.bad else 0
+        refused = f"worse here than version {before}: {lost} lost" if lost else ""
+        if self._attack:  # whoever lies, lies in this
+            lost, refused = 0 if lost else 9, "" if lost else "I do not like it"
+        return Trained(job.round_id, b"", EXAMPLES, 10 - lost, 10, Trial(before, 0, lost, refused))
+
     # In the agent
 
     def _end(self, child: int, event: Event) -> None:
@@ -168,15 +181,18 @@ class Trainer:
         if child != self._child or job is None:
             return
         self._job = None
-        if isinstance(event, PatchFailed) or self._device.attempt(lambda: self._note(job)):
+        if isinstance(event, PatchFailed) or self._device.attempt(lambda: self._note(job, event)):
             self._device.handle(event)
 
-    def _note(self, job: Job) -> None:
-        """Note the version for who predicts, if it is whole."""
+    def _note(self, job: Job, event: Event | None) -> None:
+        """Note the version, if it is whole; after a child that found nothing against it, it is the one in use."""
         store = self._device.flash
         assert store is not None, "a child dies with its agent"
         try:
-            store.note_model(flash.Model(job.base_version, job.plan.train, job.files))
+            model = flash.Model(job.base_version, job.plan.train, job.files)
+            store.note_model(model)
+            if isinstance(event, Trained) and (event.trial is None or not event.trial.refused):
+                slots.take(store.disk, model)
         except OSError as error:
             if error.errno not in FULL:
                 raise

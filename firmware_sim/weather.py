@@ -79,6 +79,8 @@ class Weather(Struct, frozen=True, forbid_unknown_fields=True):
     coordinator_exit_at_effect_rate: float = 0.0
     coordinator_down_ms_max: int = 1_000
     buffered_rate: float = 0.0  # of worlds: rounds are buffered, and offered to all at once
+    staged_rate: float = 0.0  # of worlds: a ring of devices tries each version before the others hear of it
+    bad_version_rate: float = 0.0  # of versions there: they are worse than the ones before
     turns_rate: float = 0.0  # of worlds: the coordinator takes events in turns, and a sum holds it up
     stall_rate: float = 0.0  # of turns: its disk holds it up before
     stall_ms_max: int = 10_000

@@ -109,7 +109,12 @@ def residual(nonce: int) -> bytes:
 
 
 def owed(content: bytes | None) -> int:
-    """The nonce of the update that left this residual; NO_RESIDUAL when it is not there, or not whole."""
+    """The nonce of the update that left this residual; NO_RESIDUAL when it is not there, or not whole.
+
+    A trial leaves an empty one where there was none.
+    """
+    if content == b"":
+        return 0
     nonce = int.from_bytes((content or b"")[:8], "little")
     return nonce if content == residual(nonce) else NO_RESIDUAL
 
@@ -165,22 +170,26 @@ def miscount(database: Database, places: Mapping[str, int], dishonest: Collectio
             lies[counted.model_version].append((said.place, said.round_id))
         else:
             honest[counted.model_version].append((places[device], round_id))
-    for before, after in itertools.pairwise(database.lineage):
-        version = after.manifest.model_version
+    for after in database.lineage[1:]:
+        version, before = after.manifest.model_version, database.lineage[after.manifest.parent_version - 1]
         members = [*honest[version], *lies[version]]
         if add_members(before.params, members) != after.params:
             return f"version {version} is not the sum of its {len(members)} members"
     if len(places) > SMALL_FLEET:
         return ""
-    params = add_members(database.lineage[-1].params, itertools.chain.from_iterable(lies.values()), sign=-1)
-    return _miscounted(params, database, {name: at for name, at in places.items() if name not in dishonest})
+    kept = {each.manifest.model_version for each in database.ancestors()}
+    told = itertools.chain.from_iterable(said for version, said in lies.items() if version in kept)
+    params = add_members(database.fleets.params, told, sign=-1)
+    return _miscounted(params, database, {name: at for name, at in places.items() if name not in dishonest}, kept)
 
 
-def _miscounted(params: bytes, database: Database, places: Mapping[str, int]) -> str:
+def _miscounted(params: bytes, database: Database, places: Mapping[str, int], kept: Collection[int]) -> str:
+    """What was counted in a version that was rolled back is in no later one, and all the rest is, once."""
+    counted = {key for key, where in database.counted.items() if where.model_version in kept}
     for device, index in places.items():
         for round_id in range(1, len(database.rounds) + 1):
             times = count(params, index, round_id)
-            if times != ((device, round_id) in database.counted):
+            if times != ((device, round_id) in counted):
                 return f"round {round_id} of {device} is in the parameters {times} times"
     return ""
 

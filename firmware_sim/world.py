@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 from msgspec.structs import replace
 
-from broker.effects import Mode, RoundRow
+from broker.effects import Mode, Ring, RoundRow
 from firmware_sim import attacks, keyring, witness
 from firmware_sim.attacker import Attacker
 from firmware_sim.auditor import Auditor
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 STORY_LINES: Final = 60
 LASTS_MS: Final = 180_000
+RING: Final = 3  # devices that try a version
 
 Fate: TypeAlias = Literal["", "cut before", "cut after", "cut within", "exit before", "exit after", "exit within"]
 
@@ -123,6 +124,8 @@ class World:
         self.plan, self.database = self._found({name: text for name, text in fleet.items() if name not in self.late})
         self.auditor = Auditor(self, fleet)
         self.mode: Mode = "buffered" if self.chance(weather.buffered_rate, "buffered") else "synchronous"
+        self.staged = self.chance(weather.staged_rate, "staged")
+        self.bad: set[int] = set()  # versions that are worse than the ones before
         self.takes_turns = self.chance(weather.turns_rate, "turns")
         self.sun = Sun(random.Random(f"sun/{seed}"), weather.panel_w)  # over all devices
         self.air = Air(random.Random(f"air/{seed}"), hot_rate=weather.hot_day_rate, hot_c=weather.hot_day_c)
@@ -263,10 +266,21 @@ class World:
     def request_round(self, updates_min: int, cohort_max: int = 0, lasts_ms: int = LASTS_MS, enough: int = 0) -> int:
         """Ask for one more round, of the world's mode; it closes at once with `enough` updates. Returns its number."""
         wish = RoundRow(0, self.plan, "waiting", updates_min, cohort_max, lasts_ms)
-        round_id = self.database.request_round(replace(wish, mode=self.mode, updates_enough=enough))
+        ring = Ring(worse_rate=0.02, error_rate=0.5) if self.staged else None
+        round_id = self.database.request_round(replace(wish, mode=self.mode, updates_enough=enough, ring=ring))
+        if ring is not None:
+            plan = replace(self.plan, lane="trial")
+            self.database.request_round(
+                RoundRow(0, plan, "waiting", 1, min(RING, len(self.devices)), lasts_ms, ring=ring)
+            )
         self.note("operator", f"requests round {round_id}: {updates_min} updates, cohort {cohort_max or 'of all'}")
         self.station.read_rounds()
         return round_id
+
+    def spoil(self, version: int, *, is_tried: bool) -> None:
+        """A version was made; it may be a bad one, if somebody is to try it."""
+        if is_tried and self.chance(self.weather.bad_version_rate, "bad_version"):
+            self.bad.add(version)
 
     def cancel_round(self, round_id: int) -> None:
         """Give up a round, whatever has become of it."""

@@ -14,7 +14,7 @@ PACKAGES = ("wire", "engine", "edge_agent", "broker", "firmware_sim")
 FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "base", "manager", "handler", "misc"}
 # Targets without tests are in the design; these are the gates. Raising one needs a decision record.
-LINES_MAX = {"wire": 2_200, "engine": 13_900, "edge_agent": 6_300, "broker": 8_600, "firmware_sim": 10_200}
+LINES_MAX = {"wire": 2_200, "engine": 14_350, "edge_agent": 6_700, "broker": 10_900, "firmware_sim": 10_400}
 
 
 def ids(file: Path) -> str:

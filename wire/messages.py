@@ -82,7 +82,7 @@ class Plan(Struct, frozen=True, array_like=True, tag="plan"):
 
     model: Name
     train: Train
-    lane: Literal["economy"]
+    lane: Literal["economy", "trial", "hardened"]  # trial: nothing trains, the base version is compared; section 6
     num_params: Annotated[int, Meta(ge=1, le=limits.PARAMS_MAX)]
     epochs: Annotated[int, Meta(ge=1, le=1000)]
     batch_size: Annotated[int, Meta(ge=1, le=4096)]
@@ -102,6 +102,8 @@ class Plan(Struct, frozen=True, array_like=True, tag="plan"):
     update_bytes_max: Count = 0  # of one sealed update; the device sends fewer values to fit; 0: keep_count decides
     momentum_correction: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.0  # of what is owed (Lin et al. 2018); 0: none
     residual_decay: Annotated[float, Meta(ge=0.0, le=1.0)] = 1.0  # what is left of a debt per version missed
+    proximal: Annotated[float, Meta(ge=0.0, le=1e4)] = 0.0  # pull to the base version in every step (FedProx); 0: none
+    scaffold: bool = False  # each step is corrected by how the device's gradients differ from the fleet's
 
 
 class Offer(Struct, frozen=True, array_like=True, tag="offer"):
@@ -121,6 +123,19 @@ class Offer(Struct, frozen=True, array_like=True, tag="offer"):
     jitter_ms: Annotated[int, Meta(ge=0, le=366 * 24 * 3600 * 1000)] = 0  # each waits its own part of it
 
 
+class Trial(Struct, frozen=True, array_like=True):
+    """How a version did on a device that tried it, beside the version that was in use there.
+
+    On the device's own held-out examples: those that only the new one gets right were `won`, those that only the old
+    one does `lost`.
+    """
+
+    compared_with: Count  # the version that was in use; 0: none that could be compared
+    won: Examples
+    lost: Examples
+    refused: Reason = ""  # why the device does not take it into use; empty: it does
+
+
 class Update(Struct, frozen=True, array_like=True, tag="update"):
     """Device → coordinator: the sparse delta of one round. (device, round_id) is its idempotency key.
 
@@ -134,14 +149,17 @@ class Update(Struct, frozen=True, array_like=True, tag="update"):
     held_out_correct: Examples  # of the base model, on the device's own held-out examples
     held_out_count: Examples
     payload: Annotated[bytes, Meta(max_length=limits.UPDATE_PAYLOAD_BYTES_MAX)]
+    trial: Trial | None = None  # in a round of a plan that is a trial: the payload is empty then
 
     def __post_init__(self) -> None:
-        """Refuse more correct answers than questions."""
+        """Refuse more correct answers than questions, and a trial that says two things."""
         if self.held_out_correct > self.held_out_count:
             raise ValueError(f"{self.held_out_correct} correct of {self.held_out_count} held-out examples")
+        if self.trial is not None and (self.payload or self.trial.won + self.trial.lost > self.held_out_count):
+            raise ValueError("a trial brings no payload, and decides no more examples than were held out")
 
 
-Verdict: TypeAlias = Literal["accepted", "duplicate", "stale", "refused", "unknown"]
+Verdict: TypeAlias = Literal["accepted", "duplicate", "stale", "refused", "unknown", "unfounded"]
 
 
 class Receipt(Struct, frozen=True, array_like=True, tag="receipt"):
@@ -149,7 +167,8 @@ class Receipt(Struct, frozen=True, array_like=True, tag="receipt"):
 
     accepted: stored, and will be counted. duplicate: had been. stale: older than the coordinator remembers.
     refused: for the reason given, and never to be sent again. unknown: this device is not enrolled; keep the
-    update, ask the operator. Only the first four empty an outbox, and only when the digest matches.
+    update, ask the operator. unfounded: in lane `hardened`, the coordinator does not hold what this update builds on;
+    start from nothing. All but unknown empty an outbox, and only when the digest matches.
     """
 
     digest: Digest
@@ -189,6 +208,7 @@ class Manifest(Struct, frozen=True, array_like=True, tag="manifest"):
     scale_epoch: Count = 0  # grows when the scales of the base change; what counts in older ones is void
     url: Url = ""  # the files are there too, each as {url}/{digest in hex}, by HTTP range requests
     base_version: Version = 0  # the version whose parameters `model.tflite` itself holds; 0: none known
+    golden: Annotated[bytes, Meta(max_length=32)] = b""  # of the dry run (engine/dry_run.py), a SHA-256; empty: none
 
     def __post_init__(self) -> None:
         """Refuse two files of one name."""

@@ -21,7 +21,7 @@ ALL: Final = "all"
 RESERVED: Final = (ALL, "coordinator")  # the coordinator's MQTT client id and certificate bear its name
 
 UP_KINDS: Final = ("birth", "death", "update", "want", "telemetry")
-DN_KINDS: Final = ("offer", "receipt", "chunk", "patch", "label")
+DN_KINDS: Final = ("offer", "manifest", "receipt", "chunk", "patch", "label")
 SHARED_KINDS: Final = ("state", "plan", "manifest", "offer")
 
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")

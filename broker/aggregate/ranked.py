@@ -1,8 +1,9 @@
 """The median and the trimmed mean, parameter by parameter (Yin et al. 2018, arXiv:1803.01498). Dense updates only.
 
 Of updates that carry a hundredth of the parameters nearly every parameter's median is 0: nobody moves it, and with an
-honest fleet accuracy falls from 0.93 to 0.15. So both refuse a plan by which devices choose what they send; a plan
-with keep_rate = 1 is dense, and what its updates lack is 0. Weights do not matter: each device counts as one.
+honest fleet accuracy falls from 0.93 to 0.15. So both refuse a plan by which devices choose what they send. A plan with
+keep_rate = 1 is dense, and so is lane hardened, where the coordinator holds all that a device ever said: what lacks is
+0. Weights do not matter: each device counts as one.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 REFUSAL: Final = (
     "This rule ranks each parameter, and devices that choose what they send leave most at 0: with 1 % sent the median "
-    "moves nothing. Set [plan] keep_rate = 1, or another [aggregate] rule."
+    'moves nothing. Set [plan] keep_rate = 1, or lane = "hardened", or another [aggregate] rule.'
 )
 _COLUMNS: Final = 4_096  # parameters at a time
 

@@ -16,20 +16,21 @@ from broker.aggregate.guarded import GUARDED
 from broker.aggregate.krum import krum, multi_krum
 from broker.aggregate.norm_bound import norm_bound
 from broker.aggregate.ranked import MEDIAN, MIXED_TRIMMED_MEAN, TRIMMED_MEAN
+from broker.aggregate.reading import members_of
 from broker.aggregate.rule import Terms
 from engine import master
-from engine.codec import payload
 from engine.codec.header import CodecError
 from engine.models.graph import ModelError
-from engine.ring import Member, Purpose, RingError
+from engine.ring import Purpose, RingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from broker.aggregate.rule import Rule
     from broker.effects import Pending
+    from broker.estimates import Estimates
     from engine.frame import Frame
     from engine.master import Numbers
 
@@ -95,27 +96,23 @@ def next_numbers(
     recipe: Recipe,
     *,
     rule_state: bytes = b"",
+    estimates: Estimates | None = None,
 ) -> Made:
     """Add the step that the rule makes of the members' updates to a version's numbers; see engine.master.advance.
 
     `payload_of` (device_id, round_id) is asked for one payload at a time: where the rule only adds, memory does not
-    grow with the members. `rule_state` is what the rule remembered with the version before.
+    grow with the members. `rule_state` is what the rule remembered with the version before; `estimates` what is held of
+    each device, where a plan of lane hardened was ever told.
     Raises AggregateError when an update cannot be read or added, or when the result is not finite.
     """
     size, rule = frame.suffix.num_params, recipe.rule
     closing = recipe.round_id, recipe.base_version, recipe.scale_epoch, recipe.dense
     purpose = Purpose(size, frame.lane, *closing)
 
-    def read() -> Iterator[Member]:
-        for member in members:
-            content = payload_of(member.device_id, member.round_id)
-            # each was admitted by its own round's plan, and a late one's may have allowed more than this round's
-            update = payload.decode(content, frame.shapes, lane=frame.lane, k_max=size, coding="context")
-            yield Member((member.device_id, member.round_id), update, member.weight)
-
     try:
         terms = Terms(recipe.learning_rate, real_steps(frame), rule_state)
-        step = rule.finish(rule.add(rule.init(purpose), read()), terms)
+        added = rule.add(rule.init(purpose), members_of(frame, members, payload_of, estimates))
+        step = rule.finish(added, terms)
         advanced = master.advance(frame, before, step.numbers, publish_max=recipe.publish_max)
         return Made(advanced.numbers, advanced.held_count, step.carried)
     except (CodecError, RingError, ModelError) as error:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -12,11 +10,8 @@ import click
 from broker.cli.opening import config_option, open_config, spoken
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from broker.backup import Copied
 
-SILENT_S: Final = 2.0
 _NOT_IN_IT: Final = "The coordinator's key and its configuration are not in it: keep {} as well, and as safe."
 
 
@@ -29,10 +24,11 @@ def backup(out: Path, config_path: Path | None) -> None:
     Exit status: 0 written, 1 refused or the disk is full (then there is no OUT), 2 wrong usage.
     """
     from broker.backup import backup as run
+    from broker.cli.printing import shown
 
     with spoken():
         config = open_config(config_path)
-        copied = run(config.store_place(), out, _shown("backing up"))
+        copied = run(config.store_place(), out, shown("backing up"))
     click.echo(f"{_what(copied)} are in {out}.")
     click.echo(_NOT_IN_IT.format(config.path(config.key.file)))
 
@@ -46,25 +42,14 @@ def restore(file: Path, config_path: Path | None) -> None:
     Exit status: 0 restored, 1 refused or damaged (then there is still no store), 2 wrong usage.
     """
     from broker.backup import restore as run
+    from broker.cli.printing import shown
 
     with spoken():
         config = open_config(config_path)
-        copied = run(file, config.store_place(), _shown("restoring"))
+        copied = run(file, config.store_place(), shown("restoring"))
     click.echo(f"{_what(copied)} are in {config.store_place()}.")
     click.echo(_NOT_IN_IT.format(config.path(config.key.file)))
 
 
 def _what(copied: Copied) -> str:
     return f"{copied.row_count} rows (digest {copied.digest.hex()[:16]})"
-
-
-def _shown(what: str) -> Callable[[int, int], None]:
-    """Tell the progress on one line of a terminal, once it takes longer than a moment."""
-    began = time.monotonic()
-
-    def show(done: int, total: int) -> None:
-        if sys.stderr.isatty() and time.monotonic() - began > SILENT_S:
-            told = f"{what}: {100 * done // total} %" if done < total else ""
-            click.echo(f"\r\033[K{told}", err=True, nl=False)
-
-    return show

@@ -11,6 +11,10 @@ from broker.cli.opening import config_option, json_option, open_config, open_sto
 if TYPE_CHECKING:
     from pathlib import Path
 
+tags_option = click.option(
+    "--tags", "tags", default="", metavar="TAG,TAG", help="Only devices that have every one: broker fleet tag."
+)
+
 
 @click.group()
 def fleet() -> None:
@@ -90,18 +94,20 @@ def show(device_id: str, config_path: Path | None, as_json: bool) -> None:
 
 
 @fleet.command("list")
+@tags_option
+@click.option("--present/--absent", default=None, help="Only devices that are there, or that are not.")
 @config_option
 @json_option
-def list_(config_path: Path | None, as_json: bool) -> None:
+def list_(tags: str, present: bool | None, config_path: Path | None, as_json: bool) -> None:
     """Show every enrolled device: is it there, what does it do, how many of its updates were counted, or came late?
 
     Exit status: 0 shown, 1 no store, 2 wrong usage.
     """
     from broker.cli.printing import ago, print_json, print_table
-    from broker.views import fleet_rows
+    from broker.views import ViewError, fleet_rows, tags_of
 
-    with spoken(), open_store(open_config(config_path), read_only=True) as store:
-        rows = fleet_rows(store)
+    with spoken(ViewError), open_store(open_config(config_path), read_only=True) as store:
+        rows = fleet_rows(store, tags_of(tags), present=present)
     if as_json:
         print_json(rows)
         return
@@ -118,13 +124,18 @@ def list_(config_path: Path | None, as_json: bool) -> None:
         )
         for r in rows
     ]
-    print_table(columns, table, "No device is enrolled: broker fleet add ID KEY")
+    print_table(columns, table, _none(bool(tags) or present is not None))
+
+
+def _none(is_filtered: bool) -> str:
+    return "No such device: broker fleet list" if is_filtered else "No device is enrolled: broker fleet add ID KEY"
 
 
 @fleet.command("bytes")
+@tags_option
 @config_option
 @json_option
-def bytes_(config_path: Path | None, as_json: bool) -> None:
+def bytes_(tags: str, config_path: Path | None, as_json: bool) -> None:
     """Show what every device sent and received since it was enrolled, by purpose, as its last telemetry says.
 
     A dash: no telemetry yet. The last column is all its bytes, both ways, for each of its updates that was counted.
@@ -132,17 +143,17 @@ def bytes_(config_path: Path | None, as_json: bool) -> None:
     Exit status: 0 shown, 1 no store, 2 wrong usage.
     """
     from broker.cli.printing import print_json, print_table
-    from broker.views import byte_rows
+    from broker.views import ViewError, byte_rows, tags_of
 
-    with spoken(), open_store(open_config(config_path), read_only=True) as store:
-        found = byte_rows(store)
+    with spoken(ViewError), open_store(open_config(config_path), read_only=True) as store:
+        found = byte_rows(store, tags_of(tags))
     if as_json:
         print_json(found)
         return
     rows = [_byte_cells(row["device_id"], row) for row in found["devices"]]
     if len(rows) > 1:
         rows.append(_byte_cells("all", found["total"]))
-    print_table(_BYTE_COLUMNS, rows, "No device is enrolled: broker fleet add ID KEY")
+    print_table(_BYTE_COLUMNS, rows, _none(bool(tags)))
     own = found["coordinator"]
     click.echo(
         f"While rounds were open, the coordinator received {own['bytes_up']:,} bytes and sent {own['bytes_down']:,}."
@@ -187,3 +198,47 @@ def _byte_cells(name: str, row: dict[str, Any]) -> tuple[str, ...]:
     )
     when = row.get("told_unix_s")
     return (name, *("" if number is None else f"{number:,.0f}" for number in numbers), ago(when) if when else "")
+
+
+@fleet.command()
+@click.option("--tags", default="", metavar="TAG,TAG", help="Only the groups of these tags.")
+@config_option
+@json_option
+def drift(tags: str, config_path: Path | None, as_json: bool) -> None:
+    """Show how good the model is in the field, for the whole fleet and each group of a tag, and who drifts.
+
+    Devices report how many of their own held-out examples a version answers right. The newest five versions are
+    compared with the fives before by a one-sided two-proportion z test; "too few": below 50 examples.
+
+    Exit status: 0 shown, whatever it shows, 1 no store, 2 wrong usage.
+    """
+    from broker.cli.printing import print_json, print_table
+    from broker.views import ViewError, drift_rows, tags_of
+
+    with spoken(ViewError), open_store(open_config(config_path), read_only=True) as store:
+        rows = drift_rows(store, tags_of(tags))
+    if as_json:
+        print_json(rows)
+        return
+    columns = ("group", "versions", "devices", "examples", "accuracy", "before", "drop", "p", "verdict", "over time")
+    empty = "No device has reported on held-out examples of its own."
+    print_table(columns, [_drift_cells(row) for row in rows], "No such group: broker fleet drift" if tags else empty)
+
+
+def _drift_cells(row: dict[str, Any]) -> tuple[object, ...]:
+    from broker.cli.printing import rate, spark
+
+    now, best = row["windows"][-1], row["best"]
+    accuracies = [window["accuracy"] for window in row["windows"]]
+    return (
+        row["group"],
+        f"{now['first']} to {now['last']}",
+        now["devices"],
+        now["count"],
+        rate(now["correct"], now["count"]),
+        best and f"{best['accuracy']:.4f} in {best['first']} to {best['last']}",
+        best and f"{row['drop']:+.4f}",
+        best and f"{row['p']:.2g}",
+        row["verdict"],
+        spark(accuracies, min(accuracies), max(accuracies)),
+    )

@@ -11,13 +11,14 @@ from broker.cli.opening import config_option, json_option, open_config, open_sto
 
 @click.group()
 def model() -> None:
-    """See model versions, and take one out."""
+    """See model versions, settle their stage, and take one out."""
 
 
 @model.command("list")
+@click.option("--stage", type=click.Choice(["candidate", "promoted", "rolled back"]), help="Only versions of this one.")
 @config_option
 @json_option
-def list_(config_path: Path | None, as_json: bool) -> None:
+def list_(stage: str | None, config_path: Path | None, as_json: bool) -> None:
     """Show every version, with its accuracy here and on the devices' own held-out examples.
 
     Exit status: 0 shown, 1 no store, 2 wrong usage.
@@ -26,18 +27,29 @@ def list_(config_path: Path | None, as_json: bool) -> None:
     from broker.views import version_rows
 
     with spoken(), open_store(open_config(config_path), read_only=True) as store:
-        rows = version_rows(store)
+        rows = [row for row in version_rows(store) if stage in (None, row["stage"])]
     if as_json:
         print_json(rows)
         return
-    keys = ("model_version", "parent_version", "round_id", "members", "bytes_up", "bytes_down")
+    keys = ("model_version", "stage", "parent_version", "round_id", "members", "bytes_up", "bytes_down")
     table = [
         [row[key] for key in keys]
         + [None if row["accuracy"] is None else f"{row['accuracy']:.4f}"]
         + [rate(row["field_correct"], row["field_count"]), ago(row["created_unix_s"])]
         for row in rows
     ]
-    columns = ("version", "parent", "round", "updates", "bytes up", "bytes down", "accuracy", "in the field", "made")
+    columns = (
+        "version",
+        "stage",
+        "parent",
+        "round",
+        "updates",
+        "bytes up",
+        "bytes down",
+        "accuracy",
+        "in the field",
+        "made",
+    )
     print_table(columns, table, "There is no version: make a new directory with broker init")
 
 
@@ -46,7 +58,7 @@ def list_(config_path: Path | None, as_json: bool) -> None:
 @config_option
 @json_option
 def show(version: int, config_path: Path | None, as_json: bool) -> None:
-    """Show one VERSION: where it comes from, its files, whose updates it counts.
+    """Show one VERSION: where it comes from, its stage and why, its files, whose updates it counts, who tried it.
 
     Exit status: 0 shown, 1 there is no such version, 2 wrong usage.
     """
@@ -60,8 +72,45 @@ def show(version: int, config_path: Path | None, as_json: bool) -> None:
         return
     members = ", ".join(f"{m['device_id']} ({m['round_id']})" for m in row.pop("updates"))
     files = ", ".join(f"{f['name']} {f['size_bytes']} B {f['digest'].hex()[:16]}" for f in row.pop("files"))
-    row["params_digest"] = row["params_digest"].hex()
+    row["params_digest"], trials = row["params_digest"].hex(), row.pop("trials")
     print_table(("field", "value"), [*row.items(), ("files", files), ("device (round)", members)], "")
+    keys = ("device_id", "round_id", "held_out_correct", "held_out_count", "compared_with", "won", "lost", "refused")
+    columns = ("tried by", "round", "right", "of", "beside version", "won", "lost", "refused because")
+    if trials:
+        print_table(columns, [[trial[key] for key in keys] for trial in trials], "")
+
+
+@model.command()
+@click.argument("version", type=click.IntRange(1))
+@config_option
+def promote(version: int, config_path: Path | None) -> None:
+    """Let the candidate VERSION be the fleet's, whatever its trials say.
+
+    Exit status: 0 it is or will be, 1 it is no candidate, 2 wrong usage.
+    """
+    from broker.views import ViewError, wish_promoted
+
+    with spoken(ViewError), open_store(open_config(config_path), read_only=False) as store:
+        wish_promoted(store, version)
+    click.echo(f"Version {version} is promoted as soon as broker serve runs.")
+
+
+@model.command()
+@click.argument("version", type=click.IntRange(1), required=False)
+@config_option
+def rollback(version: int | None, config_path: Path | None) -> None:
+    """Let the fleet go back to VERSION, by default the one before the newest; a candidate is put out.
+
+    Its numbers come back as a new version, since versions only grow; who has its files fetches nothing. An open round
+    ends: what devices finished of it is stored, and counted by the next one.
+
+    Exit status: 0 it is or will be done, 1 there is no such version, or it is too old, 2 wrong usage.
+    """
+    from broker.views import ViewError, wish_restored
+
+    with spoken(ViewError), open_store(open_config(config_path), read_only=False) as store:
+        wanted = wish_restored(store, version)
+    click.echo(f"The fleet goes back to version {wanted} as soon as broker serve runs.")
 
 
 @model.command()

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Final
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 PIPE_WIDTH: Final = 200  # where there is no terminal, nothing shall be cut off
+SILENT_S: Final = 2.0
+_BARS: Final = "▁▂▃▄▅▆▇█"
 
 
 def print_json(answer: object) -> None:
@@ -48,3 +50,21 @@ def ago(unix_s: float) -> str:
 def rate(correct: int, count: int) -> str:
     """An accuracy with its counts; a dash where nobody was asked."""
     return f"{correct / count:.4f} ({correct}/{count})" if count else "-"
+
+
+def spark(values: Sequence[float], low: float, high: float) -> str:
+    """A line of bars, from `low` to `high`."""
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BARS[round(scale * (value - low))] for value in values)
+
+
+def shown(what: str) -> Callable[[int, int], None]:
+    """Tell the progress, so many done of all, on one line of a terminal, once it takes longer than a moment."""
+    began = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        if sys.stderr.isatty() and time.monotonic() - began > SILENT_S:
+            told = f"{what}: {100 * done // total} %" if done < total else ""
+            click.echo(f"\r\033[K{told}", err=True, nl=False)
+
+    return show

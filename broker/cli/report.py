@@ -18,11 +18,11 @@ from broker.cli.opening import config_option, json_option, open_config, open_sto
 )
 @json_option
 def report(config_path: Path | None, out: Path | None, as_json: bool) -> None:
-    """Write one HTML page with plots: accuracy, bytes, who was counted.
+    """Write one HTML page with plots: accuracy, bytes, who was counted, staleness, energy, refusals, drift by group.
 
     Exit status: 0 written, 1 no round has closed yet or matplotlib is missing, 2 wrong usage.
     """
-    from broker.cli.printing import print_json
+    from broker.cli.printing import print_json, shown
     from broker.report import ReportError, write
     from broker.views import version_rows
 
@@ -30,7 +30,7 @@ def report(config_path: Path | None, out: Path | None, as_json: bool) -> None:
         config = open_config(config_path)
         with open_store(config, read_only=True) as store:
             versions = version_rows(store)
-        page = write(config.store_place(), out or config.path("report"))
+        page = write(config.store_place(), out or config.path("report"), show=shown("drawing"))
     if as_json:
         print_json({"page": str(page), "versions": versions})
     else:

@@ -37,10 +37,13 @@ def round_() -> None:
     "--min-battery", "battery_rate_min", default=0.0, type=click.FloatRange(0, 1), help="0.3: 30 %, where told."
 )
 @click.option("--at-most", metavar="N/M", help="No device in more than N of the last M rounds, as in 2/10.")
+@click.option("--lane", type=click.Choice(["economy", "hardened"]), help="Hardened: for rules that rank parameters.")
 @click.option("--epochs", type=click.IntRange(1), help="How often a device goes through its examples.")
 @click.option("--batch-size", type=click.IntRange(1))
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True))
 @click.option("--momentum", type=click.FloatRange(0, 1, max_open=True))
+@click.option("--proximal", type=click.FloatRange(0, 1e4), help="Pull steps to the base version (FedProx); 0: not.")
+@click.option("--scaffold/--no-scaffold", default=None, help="Correct steps by what sets a device apart (SCAFFOLD).")
 @click.option("--keep", "keep_rate", type=click.FloatRange(0, 1, min_open=True), help="Share of parameters sent.")
 @click.option("--value-bits", type=click.IntRange(0, 8), help="Of one value; 0: exact where the model is int8.")
 @click.option("--coding", type=click.Choice(["rice", "context"]), help="Cheap to read here, or cheap to send.")
@@ -95,6 +98,30 @@ def cancel(config_path: Path | None, round_id: int) -> None:
     click.echo(f"Round {round_id} is cancelled" + ("." if is_over else " as soon as broker serve runs."))
 
 
+@round_.command("pause")
+@config_option
+def pause(config_path: Path | None) -> None:
+    """Let no round open, and no trial, until broker round resume. The open one goes on.
+
+    Exit status: 0 paused, 1 no store, 2 wrong usage.
+    """
+    with spoken(), open_store(open_config(config_path), read_only=False) as store:
+        store.stages.pause(paused=True)
+    click.echo("No round opens any more: broker round resume.")
+
+
+@round_.command("resume")
+@config_option
+def resume(config_path: Path | None) -> None:
+    """Let rounds open again.
+
+    Exit status: 0 they do, 1 no store, 2 wrong usage.
+    """
+    with spoken(), open_store(open_config(config_path), read_only=False) as store:
+        store.stages.pause(paused=False)
+    click.echo("Rounds open again.")
+
+
 @round_.command("list")
 @config_option
 @json_option
@@ -111,8 +138,19 @@ def list_(config_path: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    shown = ("round_id", "status", "base_version", "model_version", "updates_stored", "updates_counted")
+    shown = ("round_id", "kind", "status", "base_version", "model_version", "updates_stored", "updates_counted")
     keys = (*shown, "mode", "updates_min", "updates_enough", "cohort_max")
-    columns = ("round", "status", "from version", "made version", "updates", "counted", "mode", "at least", "enough")
+    columns = (
+        "round",
+        "kind",
+        "status",
+        "from version",
+        "made version",
+        "updates",
+        "counted",
+        "mode",
+        "at least",
+        "enough",
+    )
     table = [[row[key] for key in keys] + [f"{row['lasts_ms'] // 1000} s"] for row in rows]
     print_table((*columns, "cohort", "lasts"), table, "No round yet: broker round open")

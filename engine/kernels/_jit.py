@@ -38,7 +38,7 @@ else:
             f"training needs kernels: no build for {_native.machine()} is installed, so pip install hedgerow[jit]"
         ) from error
     TARGET = _BUILDING or next(iter(_native.targets()), "x86-64")
-    FLAGS = {"cache": not _BUILDING, "nogil": True, "fastmath": False, "error_model": "numpy"}
+    FLAGS = {"cache": not _BUILDING, "nogil": True, "fastmath": False, "error_model": "numpy", "_nrt": False}
     if _BUILDING:
         FLAGS |= {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 

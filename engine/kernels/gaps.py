@@ -27,6 +27,7 @@ GAPS, MAPPED, WHOLE = range(3)  # what MODE may be
 PARAMETER_MAX = 30
 ESCAPE = 16
 LENGTH_BITS = 5
+AHEAD = 57  # bits that eight bytes hold whichever of the first byte's bits is wanted first
 LARGEST = 2147483647
 ENDS_EARLY = -1
 OUT_OF_RANGE = -2
@@ -177,77 +178,88 @@ def write_entries(indices, codes, table, position, buffer):
     return position
 
 
-# A reader holds the next `have` bits in `window`, lowest first, and has read the buffer's bytes before `place`. Behind
-# the buffer it reads zeros, and whoever asks too much is told so by `place`.
+# A reader looks at the 57 bits from its position on, lowest first. Behind the buffer it sees zeros, and whoever asks too
+# much is told so by the position.
+
+
+@inner
+def _last(buffer, position):
+    """As `_ahead`, near the end of the buffer."""
+    bits = np.int64(0)
+    for place in range((position + 63) >> 3, (position >> 3) - 1, -1):
+        byte = np.int64(buffer[place]) if place < buffer.shape[0] else 0
+        if place == position >> 3:
+            bits = (bits << (8 - (position & 7))) | (byte >> (position & 7))
+        else:
+            bits = (bits << 8) | byte
+    return bits & ((1 << AHEAD) - 1)
+
+
+@inner
+def _ahead(buffer, position):
+    """Give the 57 bits from bit `position` on: one load of eight bytes, but for the last few."""
+    at = np.uint64(position >> 3)
+    if position + 64 > 8 * buffer.shape[0]:
+        return _last(buffer, position)
+    bits = (
+        np.uint64(buffer[at])
+        | np.uint64(buffer[at + np.uint64(1)]) << np.uint64(8)
+        | np.uint64(buffer[at + np.uint64(2)]) << np.uint64(16)
+        | np.uint64(buffer[at + np.uint64(3)]) << np.uint64(24)
+        | np.uint64(buffer[at + np.uint64(4)]) << np.uint64(32)
+        | np.uint64(buffer[at + np.uint64(5)]) << np.uint64(40)
+        | np.uint64(buffer[at + np.uint64(6)]) << np.uint64(48)
+        | np.uint64(buffer[at + np.uint64(7)]) << np.uint64(56)
+    )
+    return np.int64((bits >> np.uint64(position & 7)) & np.uint64((1 << AHEAD) - 1))
 
 
 @inner
 def _zeros_below(window):
     """Count the zero bits below the lowest one bit: the ones in what they are when it is taken off (Warren 2002)."""
-    ones = (window & -window) - 1
+    ones = ~window & (window - 1)
     ones -= (ones >> 1) & 0x5555555555555555
     ones = (ones & 0x3333333333333333) + ((ones >> 2) & 0x3333333333333333)
     ones = (ones + (ones >> 4)) & 0x0F0F0F0F0F0F0F0F
-    ones += ones >> 8
-    ones += ones >> 16
-    return (ones + (ones >> 32)) & 127
+    return (ones * 0x0101010101010101) >> 56
 
 
 @inner
-def _fill(buffer, window, have, place):
-    """Read bytes until at least 49 bits are there."""
-    while have <= 48:
-        if place < buffer.shape[0]:
-            window |= np.int64(buffer[place]) << have
-        place += 1
-        have += 8
-    return window, have, place
-
-
-@inner
-def _seek(buffer, position):
-    """Begin to read at bit `position`."""
-    window, have, place = _fill(buffer, np.int64(0), 0, position >> 3)
-    return window >> (position & 7), have - (position & 7), place
-
-
-@inner
-def _get_rice(buffer, window, have, place, parameter, longest):
-    """Give (the number, or -1 where its unary part is longer than `longest`; window, have, place)."""
+def _get_rice(buffer, position, parameter, longest):
+    """Give (the number, or -1 where its unary part is longer than `longest`; the position behind it)."""
     run = 0
-    window, have, place = _fill(buffer, window, have, place)
+    window = _ahead(buffer, position)
     while window == 0:
-        run += have
-        have = 0
-        if run > longest or place > buffer.shape[0]:
-            return np.int64(-1), window, have, place
-        window, have, place = _fill(buffer, window, have, place)
+        run += AHEAD
+        position += AHEAD
+        if run > longest or position > 8 * buffer.shape[0]:
+            return np.int64(-1), position
+        window = _ahead(buffer, position)
     zeros = _zeros_below(window)
     run += zeros
+    position += zeros + 1
     if run > longest:
-        return np.int64(-1), window, have, place
-    window, have, place = _fill(buffer, window >> (zeros + 1), have - zeros - 1, place)
-    number = (run << parameter) | (window & ((1 << parameter) - 1))
-    return number, window >> parameter, have - parameter, place
+        return np.int64(-1), position
+    window >>= zeros + 1
+    if zeros + 1 + parameter > AHEAD:
+        window = _ahead(buffer, position)
+    return (run << parameter) | (window & ((1 << parameter) - 1)), position + parameter
 
 
 @inner
-def _get_magnitude(buffer, window, have, place, parameter, levels):
-    """Give (m or an error; window, have, place)."""
+def _get_magnitude(buffer, position, parameter, levels):
+    """Give (m or an error, the position behind it)."""
     if levels != 0:
-        longest = (levels - 1) >> parameter
-        m, window, have, place = _get_rice(buffer, window, have, place, parameter, longest)
-        return m if 0 <= m < levels else np.int64(OUT_OF_RANGE), window, have, place
-    window, have, place = _fill(buffer, window, have, place)
+        m, position = _get_rice(buffer, position, parameter, (levels - 1) >> parameter)
+        return m if 0 <= m < levels else np.int64(OUT_OF_RANGE), position
+    window = _ahead(buffer, position)
     if window & ((1 << ESCAPE) - 1):
-        m, window, have, place = _get_rice(buffer, window, have, place, parameter, ESCAPE)
-        return m, window, have, place
+        return _get_rice(buffer, position, parameter, ESCAPE)
     length = ((window >> ESCAPE) & ((1 << LENGTH_BITS) - 1)) + 1
-    window, have, place = _fill(buffer, window >> (ESCAPE + LENGTH_BITS), have - ESCAPE - LENGTH_BITS, place)
-    m = window & ((1 << length) - 1)
+    m = (window >> (ESCAPE + LENGTH_BITS)) & ((1 << length) - 1)
     if _length(m) != length or (m >> parameter) < ESCAPE:
         m = np.int64(NOT_SHORTEST)
-    return m, window >> length, have - length, place
+    return m, position + ESCAPE + LENGTH_BITS + length
 
 
 @inner
@@ -273,7 +285,7 @@ def read_entries(buffer, position, table, indices, codes):
     The errors are ENDS_EARLY, OUT_OF_RANGE (an index or a magnitude), NOT_SHORTEST (an idle escape), MISCOUNTED (a map
     with another number of ones than COUNT).
     """
-    window, have, place = _seek(buffer, position)
+    end = 8 * buffer.shape[0]
     start = 0
     for t in range(table.shape[0]):
         stop = start + table[t, COUNT]
@@ -284,34 +296,31 @@ def read_entries(buffer, position, table, indices, codes):
         following = table[t, FIRST]
         behind = following + table[t, SIZE]
         if mode == MAPPED and stop > start:
-            position = _fill_from_map(buffer, 8 * place - have, following, table[t, SIZE], indices, start, stop)
+            position = _fill_from_map(buffer, position, following, table[t, SIZE], indices, start, stop)
             if position < 0:
                 return position
-            window, have, place = _seek(buffer, position)
         for j in range(start, stop):
             if mode == WHOLE:
                 indices[j] = following
                 following += 1
             elif mode == GAPS:
                 longest = (behind - 1 - following) >> parameter
-                gap, window, have, place = _get_rice(buffer, window, have, place, parameter, longest)
+                gap, position = _get_rice(buffer, position, parameter, longest)
                 following += gap + 1
                 if gap < 0 or following > behind:
                     return OUT_OF_RANGE
                 indices[j] = following - 1
-            window, have, place = _fill(buffer, window, have, place)
-            negative = window & 1
-            window >>= 1
-            have -= 1
+            negative = _ahead(buffer, position) & 1
+            position += 1
             m = np.int64(0)
             if levels != 1:
-                m, window, have, place = _get_magnitude(buffer, window, have, place, magnitude_parameter, levels)
+                m, position = _get_magnitude(buffer, position, magnitude_parameter, levels)
                 if m < 0:
                     return m
-            if 8 * place - have > 8 * buffer.shape[0]:
+            if position > end:
                 return ENDS_EARLY
             if m >= LARGEST:
                 return OUT_OF_RANGE
             codes[j] = -(m + 1) if negative else m + 1
         start = stop
-    return 8 * place - have
+    return position

@@ -10,7 +10,7 @@ import pytest
 
 from broker import migrations
 from broker.backup import backup, restore
-from broker.cli import backup as commands
+from broker.cli import printing
 from broker.database import StoreError, open_database, put_setting, select
 from broker.effects import StoreEpoch, StoreRound, StoreSeen, StoreUpdate
 from broker.store import Store
@@ -253,9 +253,9 @@ def test_the_commands_say_what_is_not_in_the_file(lived: Path, tmp_path: Path, p
 def test_what_takes_long_shows_how_far_it_is_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(commands, "SILENT_S", -1.0)
+    monkeypatch.setattr(printing, "SILENT_S", -1.0)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    show = commands._shown("backing up")
+    show = printing.shown("backing up")
     show(50, 200)
     show(200, 200)
     assert capsys.readouterr().err == "\r\033[Kbacking up: 25 %\r\033[K"

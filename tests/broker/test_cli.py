@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
@@ -148,6 +149,36 @@ def test_the_fleet_is_shown_as_it_said_of_itself(lived: Path) -> None:
     table = good("fleet", "list", "--config", lived)
     assert "[red]too hot" in table
     assert "0 s ago" in table
+
+
+def test_a_list_of_devices_can_be_of_some_alone(lived: Path) -> None:
+    good("fleet", "add", "barn", KEY["dune"], "--config", lived)
+    good("fleet", "tag", "cabin", "wood", "north", "--config", lived)
+    good("fleet", "tag", "barn", "wood", "--config", lived)
+
+    def listed(*options: object) -> list[str]:
+        rows = json.loads(good("fleet", "list", "--json", "--config", lived, *options))
+        return [row["device_id"] for row in rows]
+
+    assert listed() == listed("--tags", "wood") == ["barn", "cabin"]
+    assert listed("--tags", "wood,north") == listed("--present") == ["cabin"]
+    assert listed("--absent") == ["barn"]
+    assert listed("--absent", "--tags", "north") == []
+    assert "No such device" in good("fleet", "list", "--tags", "stone", "--config", lived)
+    assert "no tag" in refused("fleet", "list", "--tags", "a!", "--config", lived)
+    found = json.loads(good("fleet", "bytes", "--json", "--tags", "north", "--config", lived))
+    assert [row["device_id"] for row in found["devices"]] == ["cabin"]
+
+
+def test_drift_is_shown_for_the_fleet_and_each_group(lived: Path) -> None:
+    good("fleet", "tag", "cabin", "wood", "--config", lived)
+    rows = json.loads(good("fleet", "drift", "--json", "--config", lived))
+    assert [(row["group"], row["verdict"]) for row in rows] == [("(all)", "too few"), ("wood", "too few")]
+    assert rows[1]["windows"] == [
+        {"first": 1, "last": 1, "devices": 1, "correct": 3, "count": 4, "between": 0.0, "accuracy": 0.75}
+    ]
+    assert "0.7500 (3/4)" in good("fleet", "drift", "--config", lived)
+    assert "No such group" in good("fleet", "drift", "--tags", "stone", "--config", lived)
 
 
 def test_rounds_wait_with_the_plan_that_was_asked_for(home: Path) -> None:
@@ -345,15 +376,31 @@ def test_serve_refuses_a_configuration_that_cannot_work(home: Path, change: tupl
     assert sentence in refused("serve", "--config", home)
 
 
-COMMANDS = [
-    "init", "serve", "fleet add", "fleet remove", "fleet list", "round open", "round cancel", "round list", "plan show",
-    "model list", "model show", "model export", "report",
-]  # fmt: skip
+def commands(group: click.Group = main, before: tuple[str, ...] = ()) -> dict[tuple[str, ...], click.Command]:
+    """Every command by its words."""
+    found: dict[tuple[str, ...], click.Command] = {}
+    for name, command in group.commands.items():
+        words = (*before, name)
+        found |= commands(command, words) if isinstance(command, click.Group) else {words: command}
+    return found
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_tells_its_exit_status(command: str) -> None:
-    assert "Exit status: 0" in good(*command.split(), "--help")
+ALL = commands()
+
+
+@pytest.mark.parametrize("words", ALL, ids=" ".join)
+def test_every_command_tells_its_exit_status(words: tuple[str, ...]) -> None:
+    assert "Exit status: 0" in good(*words, "--help")
+
+
+READING = [
+    words for words in ALL if words[-1] in {"list", "show", "diff", "bytes", "drift", "check", "report", "doctor"}
+]
+
+
+@pytest.mark.parametrize("words", READING, ids=" ".join)
+def test_every_command_that_reads_has_an_answer_for_scripts(words: tuple[str, ...]) -> None:
+    assert "as_json" in {option.name for option in ALL[words].params}
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -49,7 +49,7 @@ def test_the_least_configuration_is_filled_with_defaults() -> None:
     [
         ("[plan]\nepoch = 3", r"the configuration \[plan\]: there is no epoch; did you mean epochs\?"),
         ("[rounds]\nlasts_s = 3", r"there is no rounds; did you mean round\?"),
-        ("[plan]\nzzz = 3", "there is no zzz; known: epochs, batch_size"),
+        ("[plan]\nzzz = 3", "there is no zzz; known: lane, epochs, batch_size"),
         ("directory = '/'", "there is no directory"),
         ("[plan]\nepochs = 'two'", r"\[plan\] epochs: Expected `int`, got `str`"),
         ("[plan]\nkeep_rate = 1.5", r"\[plan\] keep_rate: Expected `float` <= 1.0"),
@@ -107,7 +107,37 @@ def test_a_rule_that_ranks_parameters_wants_a_plan_by_which_everything_is_sent()
         with pytest.raises(ConfigError, match="keep_rate = 1"):
             plan_of(ranked, manifest, FLOAT, keep_rate=1.0, update_bytes_max=5_000)
         assert is_dense(plan_of(ranked, manifest, FLOAT, keep_rate=1.0))
+        assert is_dense(plan_of(ranked, manifest, FLOAT, lane="hardened"))
     assert not is_dense(plan_of(config(), manifest, FLOAT))
+
+
+def test_in_lane_hardened_nothing_is_owed() -> None:
+    for said in ("momentum_correction = 0.5", "residual_decay = 0.9"):
+        with pytest.raises(ConfigError, match=r'lane = "hardened": nothing is owed there'):
+            plan_of(config(f'[plan]\nlane = "hardened"\n{said}'), first_manifest()[0], DIGITS)
+    assert plan_of(config('[plan]\nlane = "hardened"'), first_manifest()[0], DIGITS).lane == "hardened"
+    with pytest.raises(ConfigError, match=r"\[plan\] lane"):
+        config('[plan]\nlane = "private"')
+
+
+def test_what_holds_a_device_near_its_fleet_is_said_and_takes_memory() -> None:
+    plain = plan_of(config(), sized(17_802), DIGITS)
+    assert (plain.lane, plain.proximal, plain.scaffold) == ("economy", 0.0, False)
+    plan = plan_of(config("[plan]\nproximal = 1\nscaffold = true"), sized(17_802), DIGITS)
+    assert (plan.proximal, plan.scaffold) == (1.0, True)
+    assert plain.trainer_arena_bytes < plan_of(config(), sized(17_802), DIGITS, proximal=0.5).trainer_arena_bytes
+    assert plan.trainer_arena_bytes == memory_of(DIGITS.graph, DIGITS.suffix, 16, 0.9, proximal=1.0, corrects=True)
+    with pytest.raises(ConfigError, match="no plan can say that"):
+        plan_of(config(), sized(17_802), DIGITS, proximal=-0.5)
+    with pytest.raises(ConfigError, match=r"\[plan\] proximal"):
+        config("[plan]\nproximal = -0.5")
+
+
+def test_devices_read_the_fleets_gradient_off_its_versions_so_those_move_by_the_mean() -> None:
+    for said in ('rule = "fedavgm"', 'rule = "fedadam"', 'rule = "fedyogi"', "learning_rate = 0.5"):
+        with pytest.raises(ConfigError, match=r"\[plan\] scaffold = true: a version must move by the mean"):
+            plan_of(config(f"[plan]\nscaffold = true\n[aggregate]\n{said}"), sized(17_802), DIGITS)
+    assert plan_of(config('[plan]\nscaffold = true\n[aggregate]\nrule = "fedavg"'), sized(17_802), DIGITS).scaffold
 
 
 def test_the_model_says_how_its_updates_are_coded_and_what_its_training_takes() -> None:

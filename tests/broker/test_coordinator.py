@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from broker import rounds
-from broker.coordinator import BIRTH_BYTES_MAX, RETRY_MS, SETTLE_MS, STRANGERS_MAX, Coordinator
+from broker.coordinator import RETRY_MS, SETTLE_MS, Coordinator
 from broker.effects import (
     Aggregate,
     Aggregated,
@@ -32,6 +32,7 @@ from broker.effects import (
     StoreUpdate,
     Tick,
 )
+from broker.strangers import BIRTH_BYTES_MAX, NAMES_MAX
 from tests.broker import fleet
 from tests.broker.fleet import DEVICES, KEY, coordinator, params, row, said, sealed
 from wire import chunks, keys, topics
@@ -199,6 +200,21 @@ def test_a_payload_that_is_not_admitted_is_refused_with_the_reason_on_one_line()
     assert receipt_of(hear(machine, "cabin", fleet.update())).verdict == "accepted"
 
 
+def test_an_update_that_builds_on_what_is_not_held_is_unfounded_and_not_stored():
+    asked = []
+    identity = msgspec.structs.replace(fleet.identity(), holds=lambda *told: asked.append(told) or len(asked) > 1)
+    machine = Coordinator(identity, fleet.snapshot(), random.Random(5))
+    open_round(machine, "cabin", "dune")
+    effects = hear(machine, "cabin", fleet.update())
+    receipt = receipt_of(effects)
+    assert receipt.verdict == "unfounded"
+    assert "build on nothing" in receipt.reason
+    assert not any(isinstance(effect, StoreUpdate) for effect in effects)
+    assert machine.refused_count == {"unfounded": 1}
+    assert asked == [("cabin", fleet.update().payload, machine._round.row.plan)]
+    assert receipt_of(hear(machine, "dune", fleet.update())).verdict == "accepted"
+
+
 def test_an_update_signed_by_another_is_refused_and_only_its_own_digest_is_named():
     machine = coordinator()
     open_round(machine, "cabin")
@@ -222,10 +238,10 @@ def test_names_made_up_by_the_thousand_are_not_remembered_for_ever():
     machine = coordinator()
     machine.handle(Connected(), 0)
     answered = 0
-    for number in range(STRANGERS_MAX + 10):
+    for number in range(NAMES_MAX + 10):
         topic = topics.up(fleet.FLEET, f"s{number}", "birth")
         answered += bool(machine.handle(Received(topic, b"junk"), 1))
-    assert answered == STRANGERS_MAX
+    assert answered == NAMES_MAX
 
 
 @pytest.mark.parametrize(

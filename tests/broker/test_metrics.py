@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from broker.database import StoreError
-from broker.effects import Aggregated, CommitRound, Pending, RoundRow, UpdateRow
+from broker.effects import Aggregated, CommitRound, Pending, RoundRow, StoreSeen, StoreUpdate, UpdateRow
+from broker.groups import GROUPS_MAX, OTHER
 from broker.health_server import HealthServer
 from broker.metrics import Metrics
-from tests.broker.fleet import PLAN, first_manifest
+from broker.store import Store
+from tests.broker.fleet import KEY, PLAN, first_manifest
 
 DASHBOARD = Path(__file__).parents[2] / "deploy/grafana/hedgerow.json"
 
@@ -57,24 +59,71 @@ def test_no_series_names_a_device() -> None:
     assert not re.search("cabin|barn", filled().page().decode())
 
 
-def test_the_dashboard_asks_only_for_what_the_page_tells() -> None:
+def test_a_group_is_a_tag_and_a_device_counts_in_each_of_its_own() -> None:
+    metrics = Metrics({}, model_version=4)
+    metrics.read_tags({"cabin": frozenset({"north", "wood"}), "barn": frozenset({"wood"})})
+    for device in ("cabin", "barn", "dune"):
+        metrics.stored(update(device, 4))
+    page = metrics.page().decode().splitlines()
+    for group, count in (("north", 1.0), ("wood", 2.0), ("(untagged)", 1.0)):
+        assert f'hedgerow_group_updates_total{{group="{group}"}} {count}' in page
+
+
+def test_no_number_of_tags_makes_more_series_than_so_many() -> None:
+    metrics = Metrics({}, model_version=4)
+    for wave in range(5):
+        metrics.read_tags({f"d{number}": frozenset({f"tag-{wave}-{number}"}) for number in range(100)})
+        for number in range(100):
+            metrics.stored(update(f"d{number}", 4))
+    page = metrics.page().decode()
+    assert page.count("hedgerow_group_updates_total{") == GROUPS_MAX + 1
+    assert f'hedgerow_group_updates_total{{group="{OTHER}"}} {500.0 - GROUPS_MAX}' in page
+
+
+def watching(tmp_path: Path) -> Metrics:
+    """Metrics beside a store in which two devices reported on version 1, and one of them is there."""
+    path = tmp_path / "broker.db"
+    with Store(path) as store:
+        store.put_first_version(*first_manifest(), b"")
+        store.request_rounds(PLAN, 2, 1, 0, 1000)
+        for device, correct in (("cabin", 6), ("barn", 1)):
+            store.add_device(device, KEY["cabin"])
+            store.roster.call(device, ["wood", *(["north"] if device == "cabin" else [])])
+            store.apply(StoreUpdate(UpdateRow(device, 1, 1, 8, b"d" * 32, correct, 8, b"x")))
+        store.apply(StoreUpdate(UpdateRow("gone", 1, 1, 8, b"d" * 32, 0, 1000, b"x")))
+        store.apply(StoreSeen("cabin", present=True, software="agent-1"))
+        metrics = filled()
+        metrics.read_tags(store.roster.tags())
+    metrics.stored(update("cabin", 4))
+    metrics.watch(lambda: Store(path, read_only=True), lambda: True)
+    return metrics
+
+
+def test_each_group_has_its_devices_and_its_accuracy(tmp_path: Path) -> None:
+    page = watching(tmp_path).page().decode().splitlines()
+    for line in (
+        "hedgerow_field_version 1.0",
+        'hedgerow_group_devices_present{group="north"} 1.0',
+        'hedgerow_group_devices_present{group="wood"} 1.0',
+        'hedgerow_group_field_examples{group="wood"} 16.0',
+        'hedgerow_group_field_accuracy{group="north"} 0.75',
+        'hedgerow_group_field_accuracy{group="wood"} 0.4375',
+    ):
+        assert line in page
+    examples = [line for line in page if line.startswith("hedgerow_group_field_examples{")]
+    assert len(examples) == 2  # whoever left the fleet is in none
+
+
+def test_the_dashboard_asks_only_for_what_the_page_tells(tmp_path: Path) -> None:
     panels = json.loads(DASHBOARD.read_text("utf-8"))["panels"]
     asked = {name for panel in panels for each in panel.get("targets", ()) for name in NAMES.findall(each["expr"])}
     assert len(asked) > 10
-    told = set(NAMES.findall(filled().page().decode())) | STANDING
-    assert asked <= told
+    told = set(NAMES.findall(watching(tmp_path).page().decode()))
+    assert asked - told == {"hedgerow_model_accuracy"}  # which a fleet without data of its own has none of
+    assert "hedgerow_group_field_accuracy" in asked
 
 
 NAMES = re.compile(r"hedgerow_\w+")
-STANDING = {
-    "hedgerow_link_up",
-    "hedgerow_devices_enrolled",
-    "hedgerow_devices_present",
-    "hedgerow_rounds_waiting",
-    "hedgerow_updates_pending",
-    "hedgerow_model_version",
-    "hedgerow_model_accuracy",
-}  # read from a store: tests/real/test_broker_process.py
 
 
 @pytest.fixture

@@ -54,6 +54,13 @@ def test_what_a_starting_coordinator_knows_of_the_last_rounds_is_bounded(store):
     assert store.snapshot().took == {"cabin": (37, 99)}
 
 
+def test_the_newest_scores_are_of_the_newest_version_that_anyone_reported_on(store):
+    assert store.roster.newest_scores() == (0, {})
+    silent = StoreUpdate(UpdateRow("elm", 9, 8, 40, bytes(32), 0, 0, b"u"))  # has no held-out examples
+    store.apply_all([update("cabin", 1, 1), update("cabin", 2, 5), update("cabin", 3, 5), update("dune", 3, 5), silent])
+    assert store.roster.newest_scores() == (5, {"cabin": (6, 8), "dune": (3, 4)})
+
+
 def test_a_round_keeps_its_mode_its_coin_and_its_choice(store):
     wish = row(
         1, mode="buffered", updates_enough=7, choice=Choice(("outdoor", "north"), 0.25, 4, rounds_max=2, rounds_of=10)

@@ -436,6 +436,20 @@ def test_what_was_refused_is_said_with_its_reason(rig: Rig) -> None:
     assert rig.said[-1].startswith('event=refused reason="unknown" device=stranger')
 
 
+def test_refusals_are_kept_once_a_while_and_not_each_by_itself(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[dict[str, int]] = []
+    monkeypatch.setattr(rig.store.refusals, "add", lambda day, counts: kept.append({"day": day, **counts}))
+    for _ in range(3):
+        rig.turn(rig.say("cabin", fleet.birth(), sign="stranger"), rig.say("cabin", fleet.update(9)))
+    assert kept == []
+    rig.service._tally_at_s = 0.0
+    rig.turn()
+    assert kept == [{"day": int(time.time() // 86_400), "signature": 3, "refused": 3}]
+    rig.service._tally_at_s = 0.0
+    rig.turn()
+    assert len(kept) == 1  # nothing new, and nothing written
+
+
 def test_a_lost_link_is_said_with_its_reason_and_changes_nothing_on_disk(rig: Rig) -> None:
     open_round(rig, "cabin")
     before = rig.store.snapshot()
@@ -456,9 +470,11 @@ def test_a_signal_ends_the_loop_with_a_goodbye(rig: Rig) -> None:
         signal.raise_signal(signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
+    rig.service.coordinator.refused_count["signature"] = 2
     threading.Thread(target=stop).start()
     rig.service.run(rig.link)
     assert rig.link.stopped
+    assert [counts for _, *counts in rig.store.refusals.by_day()] == [["signature", 2]]
     topic, _, retain = rig.link.published[-1]
     assert (topic, retain) == (topics.shared("farm", "state"), True)
     assert rig.said[-1] == "event=stopped"

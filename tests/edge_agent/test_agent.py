@@ -111,7 +111,14 @@ def test_a_round_goes_offer_fetch_train_persist_publish_receipt_in_this_order():
 
 @pytest.mark.parametrize(
     ("verdict", "empties", "residual"),
-    [("accepted", True, 2), ("duplicate", True, 2), ("stale", True, 1), ("refused", True, 1), ("unknown", False, 1)],
+    [
+        ("accepted", True, 2),
+        ("duplicate", True, 2),
+        ("stale", True, 1),
+        ("refused", True, 1),
+        ("unknown", False, 1),
+        ("unfounded", True, 0),
+    ],
 )
 def test_every_verdict_empties_the_outbox_but_unknown_and_only_counted_ones_take_the_new_residual(
     verdict, empties, residual
@@ -129,7 +136,7 @@ def test_every_verdict_empties_the_outbox_but_unknown_and_only_counted_ones_take
 def test_a_receipt_with_another_digest_changes_nothing():
     stage = Stage()
     outbox = stage.sending()
-    for verdict in ("accepted", "duplicate", "stale", "refused", "unknown"):
+    for verdict in ("accepted", "duplicate", "stale", "refused", "unknown", "unfounded"):
         assert stage.receipt(outbox + b"x", verdict) == []
     assert stage.agent.durable.outbox == outbox
 

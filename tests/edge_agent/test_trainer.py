@@ -11,12 +11,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge_agent import child, flash, samples, trainer
+from edge_agent import child, flash, residuals, samples, trainer
 from edge_agent.disk import Directory
 from edge_agent.effects import Job
 from edge_agent.trainer import Base, TrainerError, train
 from engine import frozen
-from engine.codec import payload
+from engine.codec import estimate, payload
+from engine.codec.estimate import Estimate
 from engine.codec.header import CodecError
 from engine.codec.residual import Owed, dump_owed
 from engine.codec.update import dense
@@ -227,6 +228,97 @@ def test_no_examples_at_all_is_told(digits):
     nothing = samples.Arrays(*(array[:0] for array in digits))
     with pytest.raises(TrainingError, match="no labelled samples"):
         train(JOB, BASE, nothing, None, RATE)
+
+
+# Lane hardened, and what holds a device near its fleet
+
+
+def test_in_lane_hardened_an_update_says_what_is_missing_of_the_estimate_and_names_it(digits):
+    job = with_plan(lane="hardened")
+    first = train(job, BASE, digits, None, RATE)
+    follows, content = estimate.split(first.answer.payload)
+    assert follows == 0
+    assert np.array_equal(dense(read(content)), first.owed.values)
+    kept = estimate.dump(first.owed, 0)
+    later = msgspec.structs.replace(job, round_id=7, residual_round_id=3)
+    second = train(later, BASE, digits, kept, RATE)
+    follows, content = estimate.split(second.answer.payload)
+    assert follows == 3
+    assert np.array_equal(first.owed.values + dense(read(content)), second.owed.values)
+    assert second.owed.round_id == 7
+    assert len(estimate.split(train(later, BASE, digits, None, RATE).answer.payload)) == 2
+    limited = msgspec.structs.replace(job, update_bytes_max=400)
+    assert len(train(limited, BASE, digits, None, RATE).answer.payload) <= 400 - trainer.ENVELOPE_BYTES_MAX
+
+
+@pytest.mark.parametrize("damage", ["a bit", "a debt of lane economy", "another scale epoch"])
+def test_an_estimate_that_cannot_be_read_is_nothing_to_build_on_and_told(digits, damage):
+    kept = estimate.dump(Estimate(np.ones(SIZE, np.float16), 2), int(damage == "another scale epoch"))
+    kept = kept[:-1] + bytes([kept[-1] ^ 1]) if damage == "a bit" else kept
+    kept = dump_owed(Owed(np.full(SIZE, 9, np.int32)), 0) if damage == "a debt of lane economy" else kept
+    job = msgspec.structs.replace(with_plan(lane="hardened"), residual_round_id=2)
+    trained = train(job, BASE, digits, kept, RATE)
+    assert trained.answer.payload == train(job, BASE, digits, None, RATE).answer.payload
+    assert estimate.split(trained.answer.payload)[0] == 0
+    assert "the next update builds on nothing" in trained.answer.note
+
+
+def test_a_trial_leaves_the_estimate_as_it_was(root):
+    kept = estimate.dump(Estimate(np.ones(SIZE, np.float16), 2), 0)
+    flash.write_file(root / flash.residual_name(2), kept)
+    _, answer = run(root, msgspec.structs.replace(with_plan(lane="trial"), residual_round_id=2))
+    assert (answer.reason, answer.note) == ("", "")
+    assert flash.read_file(root / flash.residual_name(3)) == kept
+
+
+def test_a_pull_to_the_base_shortens_what_is_learned(digits):
+    def length(proximal):
+        left = train(with_plan(proximal=proximal, keep_count=1), BASE, digits, None, RATE).owed.residual
+        return float(np.sqrt(((left * FRAME.scale.astype(float)) ** 2).sum()))
+
+    assert length(10.0) < 0.8 * length(0.0)
+
+
+def test_a_control_is_kept_beside_the_residual_and_corrects_from_the_next_version_on(digits):
+    job = with_plan(scaffold=True)
+    first = train(job, BASE, digits, None, RATE)
+    assert first.answer.payload == train(JOB, BASE, digits, None, RATE).answer.payload, "nothing is known at first"
+    assert first.control.version == (1, PARAMS)
+    kept = residuals.dump(residuals.Left(first.owed, first.control), 0)
+    again = msgspec.structs.replace(job, residual_round_id=3, round_id=4)
+    plain = residuals.dump(residuals.Left(first.owed), 0)
+    assert kept != plain == dump_owed(first.owed, 0)
+
+    def payloads(here: Job) -> list[bytes]:
+        return [train(here, BASE, digits, each, RATE).answer.payload for each in (kept, plain)]
+
+    same, other = payloads(again), payloads(msgspec.structs.replace(again, base_version=2))
+    assert same[0] == same[1], "of the same version nothing more is known"
+    assert other[0] != other[1]
+    assert other[1] == same[1]
+    notes = train(with_plan(scaffold=False), BASE, digits, kept, RATE)
+    assert (notes.control, notes.answer.note) == (None, "")
+    assert notes.answer.payload == train(JOB, BASE, digits, plain, RATE).answer.payload
+
+
+def test_a_damaged_control_costs_the_correction_alone(digits):
+    job = msgspec.structs.replace(with_plan(scaffold=True), base_version=2, residual_round_id=3)
+    first = train(with_plan(scaffold=True), BASE, digits, None, RATE)
+    kept = residuals.dump(residuals.Left(first.owed, first.control), 0)
+    damaged = train(job, BASE, digits, kept[:-1] + bytes([kept[-1] ^ 1]), RATE)
+    assert damaged.answer.note == "The control on flash is damaged; this training is not corrected."
+    assert damaged.answer.payload == train(job, BASE, digits, dump_owed(first.owed, 0), RATE).answer.payload
+
+
+@pytest.mark.parametrize("lane", ["economy", "hardened"])
+def test_the_child_keeps_a_control_and_a_trial_leaves_it_as_it_was(root, digits, lane):
+    job = with_plan(scaffold=True, lane=lane)
+    assert run(root, job)[1].reason == ""
+    expected, kept = train(job, BASE, digits, None, RATE), flash.read_file(root / flash.residual_name(3))
+    assert kept == residuals.dump(residuals.Left(expected.owed, expected.control), 0)
+    trial = msgspec.structs.replace(with_plan(lane="trial"), round_id=4, residual_round_id=3)
+    assert run(root, trial)[1].note == ""
+    assert flash.read_file(root / flash.residual_name(4)) == kept
 
 
 # As a process

@@ -14,7 +14,11 @@ from firmware_sim.world import Cut
 
 FATES = ("cut before", "cut after", "exit after")
 SEED = 1
-MODES = {"synchronous": CALM, "buffered": Weather(buffered_rate=1.0, train_ms_max=CALM.train_ms_max)}
+MODES = {
+    "synchronous": CALM,
+    "buffered": Weather(buffered_rate=1.0, train_ms_max=CALM.train_ms_max),
+    "staged": Weather(staged_rate=1.0, bad_version_rate=0.6, train_ms_max=CALM.train_ms_max),
+}
 
 
 @functools.cache
@@ -26,8 +30,9 @@ def calm_life(mode):
 def test_the_calm_life_is_calm_and_does_something(mode):
     life = calm_life(mode)
     assert not life.broken
-    assert not set(life.faults) - {"will", "buffered"}
+    assert not set(life.faults) - {"will", "buffered", "staged", "bad_version"}
     assert life.faults["buffered"] == (mode == "buffered")
+    assert life.faults["bad_version"] == (mode == "staged"), "one version is put out, and one is not"
     assert life.effect_count["device-00"] > 40
     assert life.effect_count["coordinator"] > 80
 

@@ -426,7 +426,7 @@ def test_monitors_read_the_fleet_and_hear_whether_it_is_served(home: Path, mqtt_
         page = read_page(f"{url}/metrics").splitlines()
         for line in ("link_up 1.0", "devices_enrolled 1.0", "devices_present 0.0", "rounds_waiting 2.0"):
             assert f"hedgerow_{line}" in page
-        for line in ("model_version 1.0", "updates_pending 0.0", "epochs_total 1.0"):
+        for line in ("model_version 1.0", "updates_pending 0.0", "epochs_total 1.0", "field_version 0.0"):
             assert f"hedgerow_{line}" in page
         assert read_page(f"{url}/readyz") == read_page(f"{url}/healthz") == "ok\n"
     finally:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -10,10 +11,13 @@ import pytest
 
 from broker.aggregate.rules import Recipe, next_numbers, rule_named
 from broker.effects import Aggregated, CommitRound, Pending, RoundRow, StoreRound, StoreUpdate, UpdateRow
+from broker.estimates import Estimates
+from broker.plans import is_dense
 from broker.registry import first_version, model_of
 from broker.rounds import weigh
 from broker.store import Store
 from broker.versions import publish_max
+from engine.codec import estimate
 from engine.codec.residual import Sending, nothing_owed, step
 from engine.frame import frame_of
 from engine.master import Numbers
@@ -50,7 +54,16 @@ PLAN = Plan(
 class Fleet:
     """A store and a wire, filled round by round by a coordinator that may cheat."""
 
-    def __init__(self, path: Path, publish_rate: float = 0.0, rule: str = "fedavg") -> None:
+    def __init__(
+        self,
+        path: Path,
+        publish_rate: float = 0.0,
+        rule: str = "fedavg",
+        lane: Literal["economy", "hardened"] = "economy",
+    ) -> None:
+        self.plan = msgspec.structs.replace(PLAN, lane=lane)
+        self.estimates = Estimates(path.with_name("estimates"))
+        self.said: dict[str, estimate.Estimate] = {}  # by device, in lane hardened
         self.publish_rate, self.rule, self.rule_state = publish_rate, rule_named(rule), b""
         self.store = Store(path)
         self.chance = np.random.default_rng(5)
@@ -59,7 +72,7 @@ class Fleet:
         self.base = frame_of(model_of(manifest, blobs.__getitem__), "last-1")
         self.frame, self.numbers, self.manifest = self.base, self.first, manifest
         self.store.put_first_version(manifest, blobs, remainder)
-        self.store.request_rounds(PLAN, 5, 1, 0, 1000)
+        self.store.request_rounds(self.plan, 5, 1, 0, 1000)
         self.wire: dict[bytes, Update] = {}
         self.finished: dict[bytes, Finished] = {}
 
@@ -70,7 +83,11 @@ class Fleet:
         delta = np.rint(self.chance.normal(size=SIZE) * spread * self.frame.unit).astype(np.int32)
         delta[-1] = last * self.frame.unit[-1] or delta[-1]
         sending = Sending(8 if spread < 9 else SIZE, 0, "context", float("inf"))
-        payload = step(delta, nothing_owed(self.frame), self.frame, sending, base).payload
+        if self.plan.lane == "hardened":
+            known = self.said.get(device, estimate.nothing(SIZE))
+            payload, self.said[device], _ = estimate.say(delta, known, self.frame, sending, round_id)
+        else:
+            payload = step(delta, nothing_owed(self.frame), self.frame, sending, base).payload
         update = Update(round_id, base, 20 + 5 * len(device), 0, 0, payload)
         digest = hashlib.sha256(payload + device.encode()).digest()
         self.wire[digest] = update
@@ -87,13 +104,15 @@ class Fleet:
         weighed = [weigh(member, version) for member in members]
         added = weighed if really is None else [weigh(member, version) for member in really]
         before, now = (self.frame, self.numbers), self.manifest
-        most = publish_max(self.publish_rate, PLAN)
-        recipe = Recipe(self.rule, 1.0, most, round_id, now.model_version, now.scale_epoch)
-        made = next_numbers(*before, added, self.payload_of, recipe, rule_state=self.rule_state)
+        most = publish_max(self.publish_rate, self.plan)
+        closing = round_id, now.model_version, now.scale_epoch, is_dense(self.plan)
+        recipe = Recipe(self.rule, 1.0, most, *closing)
+        remembered = {"rule_state": self.rule_state, "estimates": self.estimates}
+        made = next_numbers(*before, added, self.payload_of, recipe, **remembered)
         self.numbers, _, self.rule_state = made
         self.frame, self.numbers = grown(self.frame, self.numbers) or (self.frame, self.numbers)
-        self.store.apply(StoreRound(RoundRow(round_id, PLAN, "open", 1, 0, 1000, version)))
-        closed = RoundRow(round_id, PLAN, "closed", 1, 0, 1000, version, version + 1)
+        self.store.apply(StoreRound(RoundRow(round_id, self.plan, "open", 1, 0, 1000, version)))
+        closed = RoundRow(round_id, self.plan, "closed", 1, 0, 1000, version, version + 1)
         model = base or (self.frame.model if self.frame is not before[0] else b"")
         kept = self.numbers.remainder, model, b"", self.rule_state
         made = Aggregated(round_id, self.numbers.published, None, None, *kept)
@@ -134,6 +153,24 @@ def test_an_honest_lineage_is_proved_bit_for_bit(fleet: Fleet) -> None:
     verdict = judge(fleet.finished, fleet.store.updates(), [], lineage)
     assert (verdict.versions_proved, verdict.versions_wrong, verdict.from_store) == (3, 0, 0)
     assert (verdict.finished, verdict.counted, verdict.lost, verdict.double_counted) == (10, 10, [], [])
+
+
+@pytest.mark.parametrize("rule", ["mixed-trimmed-mean", "fedavg"])
+def test_in_lane_hardened_what_is_held_of_each_device_is_made_again_from_the_wire(tmp_path: Path, rule: str) -> None:
+    fleet = Fleet(tmp_path / "broker.db", rule=rule, lane="hardened")
+    fleet.honest_round(1)
+    late = fleet.make("fen", 1, 1)
+    fleet.honest_round(2)
+    fleet.close(3, [late, *(fleet.make(device, 3, 3) for device in (*DEVICES, "fen"))])  # two of fen's, one voice
+    lineage = fleet.lineage()
+    lineage.advance(fleet.store, fleet.wire.get)
+    assert (lineage.proved, lineage.wrong) == ([2, 3, 4], [])
+    assert lineage.numbers == fleet.numbers
+    members = [fleet.make(device, 4, 4) for device in DEVICES]
+    fleet.close(4, members, members[1:])  # the first is lost, and the store says that it was counted
+    lineage.advance(fleet.store, fleet.wire.get)
+    assert lineage.wrong == [5]
+    assert lineage.left_out == [("cabin", 4)]
 
 
 @pytest.mark.parametrize("rule", ["guarded", "fedavgm", "centered-clipping"])

@@ -7,30 +7,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker import energy
+from broker.energy import Board
 from firmware_sim import power
 from firmware_sim.power import DAY_MS, HOUR_MS, Battery, Sun
 
-ZERO, THREE, FOUR, FIVE = power.BOARDS
+ZERO, THREE, FOUR, FIVE = energy.BOARDS
 
 
 def test_what_learning_adds_and_what_being_on_takes_are_told_apart() -> None:
-    assert power.joules(FOUR, 0.0, 0, 0, 0.0) == 0.0
-    assert power.joules(FOUR, 10.0, 0, 0, 0.0) == pytest.approx(0.925 * 4.5 * 10)
-    assert power.joules(FOUR, 0.0, 1_000_000, 0, 0.0) == pytest.approx(2.3)
-    assert power.joules(FOUR, 0.0, 0, 1_000_000, 0.0) == pytest.approx(0.75)
-    assert power.joules(FOUR, 0.0, 0, 0, 10.0) == pytest.approx(3.0)
+    assert energy.joules(FOUR, 0.0, 0, 0, 0.0) == 0.0
+    assert energy.joules(FOUR, 10.0, 0, 0, 0.0) == pytest.approx(0.925 * 4.5 * 10)
+    assert energy.joules(FOUR, 0.0, 1_000_000, 0, 0.0) == pytest.approx(2.3)
+    assert energy.joules(FOUR, 0.0, 0, 1_000_000, 0.0) == pytest.approx(0.75)
+    assert energy.joules(FOUR, 0.0, 0, 0, 10.0) == pytest.approx(3.0)
     assert power.idle_joules(FOUR, 3600.0) == pytest.approx(2.7 * 3600)
 
 
 @pytest.mark.parametrize(("board", "full_w"), [(ZERO, 2.6), (THREE, 5.1), (FOUR, 6.4), (FIVE, 8.8)])
-def test_a_board_on_all_cores_draws_what_its_source_measured(board: power.Board, full_w: float) -> None:
+def test_a_board_on_all_cores_draws_what_its_source_measured(board: Board, full_w: float) -> None:
     assert board.idle_w + board.cores * board.core_w == pytest.approx(full_w, abs=0.01)
 
 
 def test_a_cost_is_of_one_device_of_the_fleet_and_of_a_point() -> None:
     spent = power.Spent(core_s=100.0, bytes_up=10_000, bytes_down=1_000_000, device_rounds=20, points=50.0)
     found = power.cost(THREE, spent)
-    joules = power.joules(THREE, 100.0, 10_000, 1_000_000, 20 * power.ROUND_AWAKE_S)
+    joules = energy.joules(THREE, 100.0, 10_000, 1_000_000, 20 * energy.ROUND_AWAKE_S)
     assert found.wh_fleet == pytest.approx(joules / 3600)
     assert found.wh_device_round == pytest.approx(found.wh_fleet / 20)
     assert found.wh_per_point == pytest.approx(found.wh_fleet / 50)

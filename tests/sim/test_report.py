@@ -4,10 +4,15 @@ import base64
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from broker import plots, report
+from broker import plots, plots_watch, report
+from broker.energy import BOARDS, START_CORE_S, estimate
+from broker.field import fading
+from broker.groups import groups_of
 from broker.history import Counted, Extra, History, Mark, Step
+from broker.rows import StoredUpdate
 
 DEVICES = ("cabin", "dune", "elm")
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -25,10 +30,13 @@ def test_the_page_holds_its_own_plots_and_asks_the_network_for_nothing(tmp_path:
     page = report.render(history(), tmp_path / "out")
     text = page.read_text("utf-8")
     plots = [base64.b64decode(data) for data in re.findall(r'src="data:image/png;base64,([^"]+)"', text)]
-    assert len(plots) == 5
+    assert len(plots) == 8
     assert all(plot.startswith(PNG) for plot in plots)
     beside = {path.name: path.read_bytes() for path in page.parent.glob("*.png")}
-    assert sorted(beside) == ["accuracy.png", "bytes.png", "participation.png", "staleness.png", "update-size.png"]
+    assert sorted(beside) == [
+        "accuracy.png", "bytes.png", "drift.png", "energy.png",
+        "participation.png", "refusals.png", "staleness.png", "update-size.png",
+    ]  # fmt: skip
     assert sorted(beside.values()) == sorted(plots)
     assert not re.findall(r'(?:src|href)="(?!data:)', text)
     assert "http" not in text
@@ -75,3 +83,51 @@ def test_a_fleet_without_held_out_data_still_gets_its_page(tmp_path: Path) -> No
     text = report.render(History(DEVICES, steps), tmp_path).read_text("utf-8")
     assert "No accuracy: the coordinator has no held-out data" in text
     assert "other bytes were not measured" in text
+
+
+def watched() -> History:
+    """Two rounds, two days of refusals, and a fleet of two groups of which one fades."""
+    told = [
+        StoredUpdate(f"d{number}", version, version, 1, b"", 0, None, right, 20)
+        for version in range(1, 11)
+        for number in range(10)
+        for right in [12 if number % 2 and version > 5 else 19]
+    ]
+    tags = {f"d{number}": frozenset({"barn" if number % 2 else "house"}) for number in range(10)}
+    refusals = ((20_000, "signature", 4), (20_001, "signature", 2), (20_001, "topic", 1))
+    steps = [
+        msgspec.structs.replace(step, members=tuple(msgspec.structs.replace(m, passes=100) for m in step.members))
+        for step in history().steps
+    ]
+    return History(DEVICES, tuple(steps), (), refusals, tuple(fading(told, groups_of(tags))), 0.01)
+
+
+def test_what_an_operator_watches_is_told_in_words(tmp_path: Path) -> None:
+    told = re.findall(r'<img alt="([^"]+)"', report.render(watched(), tmp_path).read_text("utf-8"))[5:]
+    assert told[0].startswith("Estimated, not measured")
+    assert told[1] == "7 messages were not believed or not counted: 6 signature, 1 topic."
+    assert "barn from 0.950 to 0.600" in told[2]
+    assert "house" not in told[2]
+
+
+def test_energy_is_what_the_boards_take_for_starts_examples_and_bytes() -> None:
+    board = BOARDS[2]
+    parts = estimate(board, [100, 300], 0.01, 1_000_000, 0)
+    assert parts.starting == pytest.approx(2 * START_CORE_S * board.core_w * board.core_ratio)
+    assert parts.learning == pytest.approx(4.0 * board.core_w * board.core_ratio)
+    assert parts.radio == pytest.approx(2.3 + 2 * 0.3)
+    assert "left out" in plots_watch.say_energy(history(), Extra())
+    assert "left out" not in plots_watch.say_energy(watched(), Extra())
+
+
+def test_of_many_reasons_the_most_frequent_have_a_colour_and_the_rest_is_one() -> None:
+    refusals = tuple((20_000, f"r{number}", 10 - number) for number in range(10))
+    found = plots_watch._reasons(History(DEVICES, (), refusals=refusals))
+    assert [name for name, _ in found] == ["r0", "r1", "r2", "r3", "r4", "r5", "others"]
+    assert sum(len(words) for _, words in found) == 10
+
+
+def test_drawing_tells_how_far_it_is(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    report.render(history(), tmp_path, show=lambda done, total: told.append((done, total)))
+    assert told == [(number, 8) for number in range(9)]

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from broker.energy import BOARDS
 from broker.registry import First
 from broker.rows import StoredUpdate
 from engine.codec import payload
 from engine.codec.update import Update as Sparse
-from firmware_sim import power, summary
+from firmware_sim import summary
 from firmware_sim.central import Central
 from firmware_sim.chaos import Blow
 from firmware_sim.data import Shares
@@ -102,7 +103,7 @@ def test_energy_is_what_the_children_and_the_radio_took_for_each_board(outcome: 
     energy = summary.numbers(WISH, outcome, CENTRAL)["energy"]
     assert (energy["trainer_cpu_s"], energy["device_rounds"], energy["points"]) == (4.5, 5, 79.0)
     assert [row["board"] for row in energy["boards"]] == ["Pi Zero 2 W", "Pi 3B+", "Pi 4B", "Pi 5"]
-    for row, board in zip(energy["boards"], power.BOARDS, strict=True):
+    for row, board in zip(energy["boards"], BOARDS, strict=True):
         joules = board.core_w * board.core_ratio * 4.5 + 2.3e-6 * 200 + 0.75e-6 * 5000 + 0.3 * 5
         assert row["wh_fleet"] == pytest.approx(joules / 3600, abs=1e-5)
         assert row["wh_device_round"] == pytest.approx(joules / 3600 / 5, abs=1e-6)

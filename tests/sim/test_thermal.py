@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker.energy import BOARDS
 from firmware_sim import thermal
-from firmware_sim.power import BOARDS, DAY_MS, HOUR_MS
+from firmware_sim.power import DAY_MS, HOUR_MS
 from firmware_sim.thermal import Air, Body
 
 TAU_MS = thermal.TIME_CONSTANT_MS

@@ -42,6 +42,7 @@ STEPS_PLAN = msgspec.structs.replace(
 FRUGAL_PLAN = msgspec.structs.replace(
     STEPS_PLAN, value_bits=1, coding="context", update_bytes_max=300, momentum_correction=0.9, residual_decay=0.5
 )
+HARDENED_PLAN = msgspec.structs.replace(PLAN, lane="hardened", keep_count=171, proximal=0.125, scaffold=True)
 FILE = m.File("model.tflite", _digest("file"), 2500, 1000, (_digest("0"), _digest("1"), _digest("2")))
 
 OFFERED = bytes.fromhex("2856daeac56c7fc9513d82348f2146a6400263e3c86543e70232d9baa90cfc82")
@@ -52,9 +53,13 @@ OLDER = frozenset(
         "offer",
         "plan",
         "plan, whole steps",
+        "plan, context coding",
         "manifest",
         "manifest, scale epoch 2",
         "manifest, also by HTTP",
+        "manifest, version 9 in its base",
+        "update",
+        "update, nothing held out",
         "want",
         "telemetry",
         "telemetry, unknown",
@@ -68,6 +73,8 @@ EXAMPLES: dict[str, tuple[str, m.Message]] = {
     "plan": (topics.shared(FLEET, "plan"), PLAN),
     "plan, whole steps": (topics.shared(FLEET, "plan"), STEPS_PLAN),
     "plan, context coding": (topics.shared(FLEET, "plan"), FRUGAL_PLAN),
+    "plan, hardened": (topics.shared(FLEET, "plan"), HARDENED_PLAN),
+    "plan, a trial": (topics.shared(FLEET, "plan"), msgspec.structs.replace(PLAN, lane="trial")),
     "offer": (topics.dn(FLEET, DEVICE, "offer"), m.Offer(41, OFFERED, 12, 3_600_000)),
     "offer, of a cohort": (topics.dn(FLEET, DEVICE, "offer"), m.Offer(42, OFFERED, 12, 60_000)),
     "offer, to all": (
@@ -76,10 +83,18 @@ EXAMPLES: dict[str, tuple[str, m.Message]] = {
     ),
     "update": (topics.up(FLEET, DEVICE, "update"), m.Update(41, 12, 256, 93, 100, bytes(range(100)))),
     "update, nothing held out": (topics.up(FLEET, DEVICE, "update"), m.Update(1, 0, 1, 0, 0, b"")),
+    "update, a trial": (
+        topics.up(FLEET, DEVICE, "update"),
+        m.Update(42, 13, 480, 93, 100, b"", m.Trial(12, 1, 7, "worse here than version 12: 7 lost, 1 won")),
+    ),
     "receipt": (topics.dn(FLEET, DEVICE, "receipt"), m.Receipt(_digest("sealed"), 41, "accepted")),
     "receipt, refused": (
         topics.dn(FLEET, DEVICE, "receipt"),
         m.Receipt(_digest("sealed"), 41, "refused", "Länge 9 statt 8"),
+    ),
+    "receipt, unfounded": (
+        topics.dn(FLEET, DEVICE, "receipt"),
+        m.Receipt(_digest("sealed"), 41, "unfounded", "what it builds on is not held here"),
     ),
     "manifest": (topics.shared(FLEET, "manifest"), m.Manifest("digits-cnn", 12, 11, 17_098, (FILE,))),
     "manifest, scale epoch 2": (
@@ -93,6 +108,10 @@ EXAMPLES: dict[str, tuple[str, m.Message]] = {
     "manifest, version 9 in its base": (
         topics.shared(FLEET, "manifest"),
         m.Manifest("digits-cnn", 13, 12, 17_098, (FILE,), 2, "", 9),
+    ),
+    "manifest, a candidate": (
+        topics.dn(FLEET, DEVICE, "manifest"),
+        m.Manifest("digits-cnn", 14, 13, 17_098, (FILE,), 2, "", 9, _digest("answers")),
     ),
     "want": (topics.up(FLEET, DEVICE, "want"), m.Want(_digest("file"), (m.Range(0, 1), m.Range(5, 7)))),
     "want, or a patch": (

@@ -37,6 +37,9 @@ def test_the_fields_of_what_is_inside_a_message_are_on_the_page() -> None:
     assert rows(section("telemetry").partition("*traffic* is an array")[2]) == list(
         enumerate(messages.Traffic.__struct_fields__)
     )
+    assert rows(section("update").partition("*trial* is an array")[2]) == list(
+        enumerate(messages.Trial.__struct_fields__)
+    )
     assert "`first` (0 … 1023) and `count`" in section("want")
     assert messages.Range.__struct_fields__ == ("first", "count")
 

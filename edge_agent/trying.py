@@ -1,0 +1,82 @@
+"""Is a model version any worse on this device than the one that predicts here? Asked by the child, before it is used.
+
+    dry run ─▶ its own numbers?     held-out windows ─▶ both versions ─▶ won, lost ─▶ worse beyond chance?
+
+A device has few held-out windows, so a few answers more or less say nothing: a version is refused where the sign test
+says so at two standard deviations, (lost - won)² > 4 (lost + won), of the windows that only one of the two gets right.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from wire.messages import Trial, fit_reason
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edge_agent.effects import Job
+    from engine.frame import Frame
+
+UNLIKE_ITSELF = (
+    "its dry run gives other numbers than its manifest says: the kernels, the memory or the processor is ill"
+)
+
+
+class InUse(NamedTuple):
+    """The version that predicts here, whole."""
+
+    version: int
+    train: str
+    model: bytes  # the .tflite file
+    params: bytes
+
+
+class HeldOut(NamedTuple):
+    """This device's examples that never train."""
+
+    features: NDArray[Any]  # [n, ...], as they enter the part that trains
+    labels: NDArray[Any]  # int32 [n]
+
+
+def try_out(job: Job, frame: Frame, params: bytes, held_out: HeldOut, in_use: InUse | None) -> Trial:
+    """Compare the version of `job`, which has these params in this frame, with the one in use.
+
+    Raises ModelError and TrainingError.
+    """
+    if job.golden:
+        from engine.dry_run import golden
+
+        if golden(frame, params) != job.golden:
+            return Trial(0, 0, 0, fit_reason(f"version {job.base_version} is refused: {UNLIKE_ITSELF}"))
+    old = _comparable(job, frame, in_use)
+    if in_use is None or old is None:
+        return Trial(0, 0, 0)
+    now, then = _right(frame, params, held_out), _right(old, in_use.params, held_out)
+    won, lost = int((now & ~then).sum()), int((then & ~now).sum())
+    why = f"worse here than version {in_use.version}: of {len(now)} held-out examples {lost} lost, {won} won"
+    return Trial(in_use.version, won, lost, fit_reason(why) if is_worse(won, lost) else "")
+
+
+def is_worse(won: int, lost: int) -> bool:
+    """Is it worse beyond chance? By the sign test at two standard deviations."""
+    return lost > won and (lost - won) ** 2 > 4 * (lost + won)
+
+
+def _comparable(job: Job, frame: Frame, in_use: InUse | None) -> Frame | None:
+    """The frame of the version in use, if the same features enter it; None where it cannot be compared."""
+    from engine.frame import frame_of
+
+    if in_use is None or in_use.version == job.base_version or in_use.train != job.plan.train:
+        return None
+    if in_use.model == frame.model:
+        return frame
+    old = frame_of(in_use.model, in_use.train)
+    return old if old.suffix.cut == frame.suffix.cut and old.suffix.entering == frame.suffix.entering else None
+
+
+def _right(frame: Frame, params: bytes, held_out: HeldOut) -> NDArray[Any]:
+    from engine.models.scheme import load_params
+    from engine.train import right
+
+    return right(frame.graph_with(load_params(frame.suffix, params)), frame.suffix, *held_out)
