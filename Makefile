@@ -10,7 +10,7 @@ SEEDS := 1
 endif
 
 SHELL := /bin/bash
-.PHONY: bench-accuracy bench-asynchrony bench-aggregate bench-codec bench-demo bench-faults bench-finetune bench-qas bench-sim kernels test-aarch64 help demo test check format sim mutants model warm nightly clean
+.PHONY: bench-accuracy bench-asynchrony bench-attacks bench-aggregate bench-codec bench-demo bench-faults bench-finetune bench-qas bench-sim kernels test-aarch64 help demo test check format sim mutants model warm nightly clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -64,6 +64,9 @@ bench-accuracy: .venv/warm ## what a fleet learns that sends 1 % or 0.1 %, and f
 
 bench-aggregate: .venv/warm ## what each aggregation rule costs, beside Flower and NumPy, and what an update costs that comes in; ARGS=--json
 	@$(BIN)/python -m benchmarks.aggregate $(ARGS)
+
+bench-attacks: .venv/warm ## what lying devices cost a fleet, by rule and attack; needs FLEET_DATA for MNIST; ARGS=--json, --seeds 3 or --full
+	@$(BIN)/python -m benchmarks.attacks $(ARGS)
 
 bench-asynchrony: .venv/warm ## how long fast and slow devices take to learn, buffered and synchronous; needs FLEET_MODELS and FLEET_DATA; ARGS=--json
 	@$(BIN)/python -m benchmarks.asynchrony $(ARGS)

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -39,6 +39,7 @@ from broker.config import Fleet as FleetName
 from broker.effects import Last, Pending, RoundRow
 from broker.plans import is_dense, plan_of
 from broker.registry import first_version
+from broker.standing import Standings
 from broker.voice import Identity
 from engine import frozen, train
 from engine.codec import residual
@@ -51,13 +52,15 @@ from wire.limits import EXAMPLES_MAX
 from wire.messages import PARAMS_FILE, Update, digest_of, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from engine.codec.residual import Owed, Sent
     from engine.frame import Frame
     from firmware_sim.poison import Delta
+
+    Examples = tuple[NDArray[Any], NDArray[np.int32]]  # features at the cut, labels
 
 MODEL: Final = Path(__file__).parents[1] / "firmware_sim/models/digits.tflite"
 TRAIN: Final = "last-2"
@@ -68,13 +71,15 @@ ATTACKS: Final = (
 )  # fmt: skip
 BOOSTED: Final = "boosted lie"
 KEEPS: Final = {"dense": 1.0, "1 %": 0.01, "0.1 %": 0.001}
-ROUNDS: Final = {"dense": 25, "1 %": 30, "0.1 %": 50}  # by when an honest fleet has learned nearly all that it can
-PUBLISHED: Final = {"dense": 1.0, "1 %": 0.1, "0.1 %": 0.01}
-RATES: Final = {"dense": 1.0, "1 %": 2.0, "0.1 %": 2.0}
+ROUNDS: Final = {"dense": 20, "1 %": 25, "0.1 %": 40}  # by when an honest fleet has learned nearly all that it can
+PUBLISHED: Final = {"dense": 1.0, "1 %": 0.1, "0.1 %": 0.01}  # these two as `benchmarks/accuracy_runs.py` has them
+RATES: Final = {"dense": 1.0, "1 %": 2.0, "0.1 %": 2.0}  # the coordinator's
 SCORED: Final = 3  # versions, the last ones, whose mean accuracy is the fleet's
 DEVICES: Final = 20
 DISHONEST: Final = 4
 CLASSES: Final = 10
+OWN: Final = "Dirichlet 0.1, liars' own"  # the dishonest hold data that nobody else has
+SPLITS: Final = {"even": 1e6, "Dirichlet 0.5": 0.5, "Dirichlet 0.1": 0.1, OWN: 0.1}  # name → alpha
 NO_CLIP: Final = 1e6  # the largest that a plan may name
 CONCENTRATED_PER_KEPT: Final = 16
 BOOST: Final = 2.0  # medians: engine.robust.SPREAD
@@ -91,18 +96,32 @@ class Ground:
     alpha: float
     learning_rate: float
     rows_max: int  # of a device: it learns from no more
-    theirs: bool = False  # have the dishonest data of their own, which then nobody else has?
+    is_own: bool = False  # have the dishonest data of their own, which then nobody else has?
 
     def deal(self, seed: int, liars: Sequence[int]) -> tuple[list[tuple[str, Examples]], Examples]:
-        """What each of DEVICES holds, `liars` among them; and what nobody holds."""
+        """What each of DEVICES holds, `liars` among them; and what nobody holds.
+
+        As in the published tables all data is dealt among the honest, so that an attack takes no knowledge away by its
+        absence; each liar holds a copy of what one honest device has.
+        """
         chance = np.random.default_rng(seed)
-        shares = data.share(self.data, DEVICES if self.theirs else DEVICES - len(liars), seed, self.alpha)
+        shares = data.share(self.data, DEVICES if self.is_own else DEVICES - len(liars), seed, self.alpha)
         held = [_some(share, self.rows_max, chance) for _, share in sorted(shares.devices.items())]
-        if not self.theirs:
+        if not self.is_own:
             copies = [held[other] for other in chance.choice(len(held), len(liars), replace=False)]
             for place, copy in zip(sorted(liars), copies, strict=True):
                 held.insert(place, copy)
         return [(f"device-{place:02}", share) for place, share in enumerate(held, 1)], shares.test
+
+
+class Trial(NamedTuple):
+    """One run: `kept` is a key of KEEPS, `attack` one of ATTACKS, BOOSTED or NONE."""
+
+    ground: Ground
+    rule: str
+    kept: str
+    attack: str
+    seed: int
 
 
 class Outcome(NamedTuple):
@@ -113,21 +132,21 @@ class Outcome(NamedTuple):
     refused: dict[str, int]  # updates of the dishonest, by verdict
 
 
-def grounds(folder: Path | None, splits: dict[str, float]) -> Iterator[Ground]:
-    """The digits, dealt in each of these ways; then, where `folder` holds MNIST, its digits by writer."""
+def grounds(folder: Path | None) -> Iterator[Ground]:
+    """The digits, dealt in each way of SPLITS; then, where `folder` holds MNIST, its digits by writer."""
     frame = frame_of(MODEL.read_bytes(), TRAIN)
     digits = _features(frame, data.digits())
-    for split, alpha in splits.items():
-        yield Ground("digits", split, frame, digits, alpha, 0.01, 4096)
+    for split, alpha in SPLITS.items():
+        yield Ground("digits", split, frame, digits, alpha, 0.01, 4096, split == OWN)
     if folder is not None:
         yield Ground("mnist", "by writer", frame, _features(frame, data.read(folder)), data.ALPHA, 0.02, 48)
 
 
-def run(ground: Ground, rule: str, kept: str, attack: str, seed: int, count: int = 0) -> Outcome:
+def run(trial: Trial, count: int = 0) -> Outcome:
     """Teach one fleet for `count` rounds, at 0 for those of its lane."""
-    fleet = _Fleet(ground, rule, kept, attack, seed)
+    fleet = _Fleet(trial)
     curve = []
-    for _ in range(count or ROUNDS[kept]):
+    for _ in range(count or ROUNDS[trial.kept]):
         fleet.round()
         curve.append(fleet.accuracy())
     newest = curve[-SCORED:]
@@ -137,7 +156,8 @@ def run(ground: Ground, rule: str, kept: str, attack: str, seed: int, count: int
 class _Coordinator:
     """Judges, stores and adds, by the product's own functions."""
 
-    def __init__(self, ground: Ground, rule: str, kept: str, seed: int) -> None:
+    def __init__(self, trial: Trial) -> None:
+        ground, kept, seed = trial.ground, trial.kept, trial.seed
         recipe = Recipe(learning_rate=ground.learning_rate, keep_rate=KEEPS[kept], seed=seed)
         manifest, blobs, remainder = first_version(MODEL.read_bytes(), "digits", TRAIN, reset_seed=seed)
         self.frame = ground.frame
@@ -146,8 +166,8 @@ class _Coordinator:
         self.refused: Counter[str] = Counter()
         params = next(file.digest for file in manifest.files if file.name == PARAMS_FILE)
         self._numbers = Numbers(blobs[params], remainder)
-        self._kept = kept
-        self._rule, self._state = rules.rule_named(rule), b""
+        self._most = versions.publish_max(PUBLISHED[kept], self.plan)
+        self._rule, self._rate, self._state = rules.rule_named(trial.rule), RATES[kept], b""
         self._identity = Identity(FLEET, _silent, _deaf, gate(lambda _plan: self.frame))
         self._rounds: dict[int, RoundRow] = {}
         self._last: dict[str, Last] = {}
@@ -166,8 +186,8 @@ class _Coordinator:
     def hear(self, name: str, update: Update) -> None:
         """Judge an update, and store it if it is accepted."""
         digest = digest_of(encode(update))
-        known = {"last": self._last.get(name), "rounds": self._rounds, "manifest": None, "identity": self._identity}
-        verdict, _ = verdicts.judge(name, update, digest, **known)  # type: ignore[arg-type]
+        known = self._last.get(name), self._rounds, None
+        verdict, _ = verdicts.judge(name, update, digest, known, identity=self._identity, standings=Standings({}, {}))
         if verdict != "accepted":
             self.refused[verdict] += 1
             return
@@ -179,8 +199,7 @@ class _Coordinator:
     def close(self) -> None:
         """Make the next version of what waits."""
         members = rounds.members(self._pending, self.version)
-        most = versions.publish_max(PUBLISHED[self._kept], self.plan)
-        recipe = rules.Recipe(self._rule, RATES[self._kept], most, self.version, self.version, 0, is_dense(self.plan))
+        recipe = rules.Recipe(self._rule, self._rate, self._most, self.version, self.version, dense=is_dense(self.plan))
         made = rules.next_numbers(
             self.frame, self._numbers, members, lambda *key: self._stored[key], recipe, rule_state=self._state
         )
@@ -199,25 +218,18 @@ class _Device:
     first: Update | None = None  # what it said in round 1
 
 
-@dataclass(eq=False)
 class _Fleet:
     """Both sides of one run."""
 
-    ground: Ground
-    rule: str
-    kept: str
-    attack: str
-    seed: int
-    devices: list[_Device] = field(init=False)
-
-    def __post_init__(self) -> None:
-        drawn = sorted(random.Random(f"dishonest/{self.seed}").sample(range(DEVICES), DISHONEST))
-        held, self._test = self.ground.deal(self.seed, drawn)
-        self.devices = [_Device(name, *share) for name, share in held]
-        self.liars = [] if self.attack == NONE else [self.devices[place] for place in drawn]
-        self.honest = [device for device in self.devices if device not in self.liars]
-        self.coordinator = _Coordinator(self.ground, self.rule, self.kept, self.seed)
-        self._chance = random.Random(f"{self.attack}/{self.seed}")
+    def __init__(self, trial: Trial) -> None:
+        self.ground, self.attack = trial.ground, trial.attack
+        drawn = sorted(random.Random(f"dishonest/{trial.seed}").sample(range(DEVICES), DISHONEST))
+        held, self._test = trial.ground.deal(trial.seed, drawn)
+        devices = [_Device(name, *share) for name, share in held]
+        self.liars = [] if self.attack == NONE else [devices[place] for place in drawn]
+        self.honest = [device for device in devices if device not in self.liars]
+        self.coordinator = _Coordinator(trial)
+        self._chance = random.Random(f"{trial.attack}/{trial.seed}")
 
     def accuracy(self) -> float:
         """Of the newest version, on digits that nobody holds."""
@@ -331,7 +343,8 @@ def _features(frame: Frame, dataset: data.Dataset) -> data.Dataset:
 
 def _steps(sent: Sent, frame: Frame) -> Delta:
     """What an update says, in whole steps [P]."""
-    return dense(sent.update).astype(np.int64) * frame.unit
+    steps: Delta = dense(sent.update).astype(np.int64) * frame.unit
+    return steps
 
 
 def _length(sent: Sent, frame: Frame) -> float:

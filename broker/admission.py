@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from engine.codec.estimate import split
 from engine.codec.header import CodecError
 from engine.codec.payload import decode
+from engine.own import shared_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +33,9 @@ def gate(frame_under: Callable[[Plan], Frame]) -> Callable[[bytes, Plan], str | 
             follows, content = split(payload)
             if (follows is None) != (plan.lane != "hardened"):
                 return f"the update does not build on an estimate as lane {plan.lane} does"
-            decode(content, frame.shapes, lane=frame.lane, k_max=plan.keep_count, coding=plan.coding)
+            update = decode(content, frame.shapes, lane=frame.lane, k_max=plan.keep_count, coding=plan.coding)
+            if plan.keep_local and update.indices[-1:] >= shared_count(frame.suffix, plan.keep_local):
+                return f"the update tells of the last {plan.keep_local} layers, which stay on devices"
         except CodecError as error:
             return str(error)
         return None

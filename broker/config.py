@@ -121,6 +121,7 @@ class Recipe(Struct, frozen=True):
     momentum_correction: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.0
     residual_decay: Annotated[float, Meta(ge=0.0, le=1.0)] = 1.0
     proximal: Annotated[float, Meta(ge=0.0, le=1e4)] = 0.0  # FedProx: every step is pulled to the base version; 0: none
+    keep_local: Annotated[int, Meta(ge=0, le=64)] = 0  # so many last layers of those that train stay on each device
     scaffold: bool = False  # every step is corrected by how the device's gradients differ from the fleet's
     seed: Annotated[int, Meta(ge=0, le=2**53)] = 1
     num_examples_min: Count = 1
@@ -151,6 +152,15 @@ class Rollout(Struct, frozen=True):
     lasts_s: Annotated[int, Meta(ge=1, le=30 * 24 * 3600)] = 600  # how long one ring may take
 
 
+class Enroll(Struct, frozen=True):
+    """The fleet's certificate authority, which broker enroll init makes."""
+
+    ca_cert: str = "ca.crt"  # its certificate, and behind it those who vouch for it
+    ca_key: str = "ca.key"
+    revoked: str = "revoked.crl"  # for the MQTT server
+    days: Annotated[int, Meta(ge=1, le=825)] = 90  # of a device's certificate; it asks for another after two thirds
+
+
 class Evaluate(Struct, frozen=True):
     """Held-out data of the coordinator's own."""
 
@@ -179,6 +189,7 @@ class Config(Struct, frozen=True):
     plan: Recipe = Recipe()
     round: Round = Round()
     rollout: Rollout = Rollout()
+    enroll: Enroll = Enroll()
     evaluate: Evaluate = Evaluate()
     aggregate: Aggregate = Aggregate()
     directory: str = "."

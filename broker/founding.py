@@ -68,6 +68,7 @@ update_bytes_max = {plan.update_bytes_max}          # a device sends fewer value
 momentum_correction = {plan.momentum_correction}     # of what a device still owes; 0: none
 residual_decay = {plan.residual_decay}          # what is left of it for each version that the device missed
 proximal = {plan.proximal}                # pulls every step of a device back to where it began (FedProx); 0: none
+keep_local = {plan.keep_local}                # so many last layers of those that train stay on each device, as its own
 scaffold = {scaffold}              # corrects every step by how a device's gradients differ from the fleet's
 seed = {plan.seed}
 num_examples_min = {plan.num_examples_min}          # a device with fewer labelled examples stays out

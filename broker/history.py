@@ -35,6 +35,7 @@ class Step(msgspec.Struct, frozen=True):
     members: tuple[Counted, ...]
     bytes_up: int | None = None  # MQTT bytes from devices; None where nobody measured
     bytes_down: int | None = None
+    rolled_back: bool = False  # the version is not the fleet's any more
 
 
 class History(msgspec.Struct, frozen=True):
@@ -85,6 +86,7 @@ def read_history(store: Store) -> History:
             tuple(members.get(row.model_version, ())),
             row.bytes_up,
             row.bytes_down,
+            row.stage == "rolled back",
         )
         for row in store.versions()
         if row.round_id

@@ -15,6 +15,8 @@ from broker.aggregate.ranked import REFUSAL
 from broker.aggregate.rules import RULES
 from broker.config import ConfigError
 from engine.codec.estimate import PREFIX_BYTES
+from engine.models.graph import ModelError
+from engine.own import shared_count
 from engine.program import memory_of
 from wire.limits import UPDATE_PAYLOAD_BYTES_MAX
 from wire.messages import MessageError, Plan, encode
@@ -61,7 +63,9 @@ def plan_of(config: Config, manifest: Manifest, frame: Frame, **changes: float |
         residual_decay=float(recipe.residual_decay),
         proximal=float(recipe.proximal),
         scaffold=recipe.scaffold,
+        keep_local=recipe.keep_local,
     )
+    _check_own(plan, frame)
     if plan.lane == "hardened" and (plan.momentum_correction or plan.residual_decay < 1.0):
         raise ConfigError(
             '[plan] lane = "hardened": nothing is owed there, so leave out momentum_correction and residual_decay'
@@ -76,6 +80,16 @@ def plan_of(config: Config, manifest: Manifest, frame: Frame, **changes: float |
         raise ConfigError(f"no plan can say that: {error}") from error
     _check_size(plan)
     return plan
+
+
+def _check_own(plan: Plan, frame: Frame) -> None:
+    """Something must be left for the fleet, and what corrects gradients must be of what the fleet shares."""
+    try:
+        shared_count(frame.suffix, plan.keep_local)
+    except ModelError as error:
+        raise ConfigError(f"[plan] {error}") from error
+    if plan.keep_local and plan.scaffold:
+        raise ConfigError("[plan] keep_local with scaffold: the fleet says nothing of layers that it does not share")
 
 
 def is_dense(plan: Plan) -> bool:

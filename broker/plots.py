@@ -49,6 +49,11 @@ def _draw_accuracy(history: History, extra: Extra) -> Figure:
     points = _accuracies(history, extra)
     rounds, values = [at for at, _ in points], [value for _, value in points]
     axes.plot(rounds, values, color=BLUE, linewidth=2, marker="o", markersize=4, zorder=3, label="the fleet")
+    out = [(step.round_id, step.accuracy) for step in history.steps if step.rolled_back and step.accuracy is not None]
+    if out:
+        axes.plot(
+            *zip(*out, strict=True), color=RED, linewidth=0, marker="x", markersize=7, zorder=4, label="rolled back"
+        )
     axes.set_ylim(0, 1.02)
     axes.set_xlim(rounds[0] - 0.5 if rounds else 0, history.steps[-1].round_id + 0.5)
     levels = (
@@ -77,7 +82,8 @@ def _draw_accuracy(history: History, extra: Extra) -> Figure:
 
 def _accuracies(history: History, extra: Extra) -> list[tuple[int, float]]:
     start = [] if extra.accuracy_start is None else [(history.steps[0].round_id - 1, extra.accuracy_start)]
-    return start + [(step.round_id, step.accuracy) for step in history.steps if step.accuracy is not None]
+    kept = [step for step in history.steps if not step.rolled_back]
+    return start + [(step.round_id, step.accuracy) for step in kept if step.accuracy is not None]
 
 
 def say_accuracy(history: History, extra: Extra) -> str:
@@ -86,6 +92,8 @@ def say_accuracy(history: History, extra: Extra) -> str:
     if not points:
         return "No accuracy: the coordinator has no held-out data (broker init --help)."
     sentence = f"Accuracy goes from {points[0][1]:.3f} to {points[-1][1]:.3f} in {len(history.steps)} rounds."
+    if out := sum(step.rolled_back for step in history.steps):
+        sentence += f" {out} of their versions {'was' if out == 1 else 'were'} rolled back."
     if extra.accuracy_central is not None:
         sentence += f" The same model with all data in one place reaches {extra.accuracy_central:.3f}."
     return sentence

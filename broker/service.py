@@ -23,8 +23,10 @@ import msgspec
 from broker import turns, wiring
 from broker.admission import gate, holder
 from broker.aggregate.rules import AggregateError, rule_named
+from broker.claims import concerns
 from broker.config import EMBEDDED, Config
 from broker.coordinator import Coordinator
+from broker.database import StoreError
 from broker.effects import (
     Aggregate,
     Aggregated,
@@ -137,6 +139,7 @@ class Service:
         self.coordinator = Coordinator(identity, snapshot, chance)
         self.metrics = Metrics(self.coordinator.refused_count, snapshot.manifest.model_version)
         self.metrics.read_tags(snapshot.tags)
+        self._claims = wiring.claims(config, store, self._sign, self.coordinator.refused_count)
         self._tally = Tally(self.coordinator.refused_count)
         self._tally_at_s = time.monotonic() + PAUSE_S
         self._inbox: queue.SimpleQueue[LinkEvent | None] = queue.SimpleQueue()
@@ -262,9 +265,14 @@ class Service:
     def _handle(self, event: Event) -> list[Told]:
         refused = dict(self.coordinator.refused_count)
         try:
+            if isinstance(event, Received) and concerns(event.topic):
+                told = self._claims.handle(event.topic, event.payload, _now_ms(), time.time())
+                if told:
+                    self._store_counter = -1  # what we store ourselves, the counter does not tell
+                return told
             effects = self.coordinator.handle(event, _now_ms())
         except Exception as error:
-            if not isinstance(event, Received):
+            if isinstance(error, StoreError) or not isinstance(event, Received):
                 raise
             # One message that we fail at must not stop the fleet, now and at each of its resends.
             return [line("fault", topic=event.topic, error=f"{type(error).__name__}: {error}")]
@@ -398,8 +406,8 @@ class Service:
         self._shelf.forget()
         self.metrics.staged(effect)
         told = {"restored": effect.restored, "rolled_back": effect.put_out} if effect.restored else {}
-        word = "restored" if effect.restored else "promoted"
-        self._say(line(word, version=effect.manifest.model_version, **told, why=effect.why))
+        version = effect.manifest.model_version
+        self._say(line("restored" if effect.restored else "promoted", version=version, **told, why=effect.why))
 
     def _on_signal(self, _number: int, _frame: object) -> None:
         self._stopping = True

@@ -33,6 +33,7 @@ from broker.effects import (
     StoreUpdate,
     UpdateRow,
 )
+from broker.enrolments import Enrolments
 from broker.refusals import Refusals
 from broker.roster import Roster
 from broker.rows import ROUND, Cost, SeenRow, StoredUpdate, VersionRow, columns_of, round_of
@@ -73,6 +74,7 @@ class Store:
         self.roster = Roster(self._db)
         self.stages = Stages(self._db)
         self.refusals = Refusals(self._db)
+        self.enrolments = Enrolments(self._db)
         try:
             migrations.bring_forward(self._db, place, read_only=read_only)
         except BaseException:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from broker.claims import Claims
 from broker.config import ConfigError
 from wire import topics
 from wire.link import Link
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from broker.health_server import HealthServer
     from broker.mqtt_server import Server
     from broker.service import Service
+    from broker.store import Store
+    from wire.envelope import Sign
     from wire.link import LinkEvent
 
 LINK_QUEUE_COUNT_MAX: Final = 65_536  # a round's offers to a large fleet leave at once
@@ -82,6 +86,13 @@ def health_server(config: Config, place: Place, service: Service) -> HealthServe
         )
     except OSError as error:
         raise ConfigError(f"[metrics]: {error}") from error
+
+
+def claims(config: Config, store: Store, sign: Sign, refused_count: dict[str, int]) -> Claims:
+    """What answers devices that come with a token, or for another certificate."""
+    from broker.enrolling import issue
+
+    return Claims(config.fleet.id, sign, store, partial(issue, config), refused_count)
 
 
 def embedded(config: Config) -> Server:

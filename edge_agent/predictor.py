@@ -20,6 +20,7 @@ from wire.messages import MODEL_FILE, PARAMS_FILE
 
 if TYPE_CHECKING:
     from edge_agent.disk import Disk
+    from engine.frame import Frame
 
 
 class PredictionError(Exception):
@@ -78,13 +79,26 @@ def _predict(root: Path, source: Path) -> Prediction:
     data, raw = (_content(disk, model, name) for name in (MODEL_FILE, PARAMS_FILE))
     try:
         windows, labels = read_npz(source)
-        whole = frame_of(data, model.train).file_with(raw)
+        frame = frame_of(data, model.train)
+        whole = frame.file_with(_with_own(disk, frame, raw))
         answers = frozen.predict(whole, tflite.read(whole), windows)
     except SourceError as error:
         raise PredictionError(str(error)) from error
     known = labels >= 0
     correct = int(np.count_nonzero(answers[known] == labels[known]))
     return Prediction(model.version, [int(label) for label in answers], correct, int(np.count_nonzero(known)))
+
+
+def _with_own(disk: Disk, frame: Frame, raw: bytes) -> bytes:
+    """The version's parameters, with the layers that are this device's own, if it has such."""
+    from edge_agent import residuals
+    from engine.models.scheme import dump_params, load_params
+    from engine.own import with_own
+
+    _, durable = flash.load_durable(disk)
+    kept = disk.read(flash.residual_name(durable.residual_round_id)) or b""
+    own = residuals.own_of(kept, frame)
+    return dump_params(frame.suffix, with_own(load_params(frame.suffix, raw), own))
 
 
 def _content(disk: Disk, model: flash.Model, name: str) -> bytes:

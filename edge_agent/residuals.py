@@ -1,11 +1,12 @@
 """What a device keeps from one update to the next, in one file under the number of the round that left it.
 
-In lane economy that is what it still owes, in lane hardened the estimate that the coordinator holds of it; and, where
-the plan corrects gradients, the control. All of it becomes true when its update is accepted, and only then
-(`edge_agent.agent`). A trial keeps what there was.
+In lane economy that is what it still owes, in lane hardened the estimate that the coordinator holds of it; where the
+plan corrects gradients, the control; and the layers of its own, where the plan has such. All of it becomes true when
+its update is accepted, and only then (`edge_agent.agent`). A trial keeps what there was.
 
 The file is what engine/codec/residual.py or estimate.py writes. With a control there stand in front of that the magic
-"HKP1" and its length, 4 bytes, little-endian, and behind it what engine/control.py writes.
+"HKP1" and its length, 4 bytes, little-endian, and behind it what engine/control.py writes. With layers of its own there
+stand in front of all that the magic "HKL1", a length like that, and so many bytes that engine/own.py writes.
 
 Imports the engine: for the training child, never for the agent.
 """
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
     from engine.codec.residual import Owed
     from engine.control import Control
     from engine.frame import Frame
+    from engine.own import Own
     from wire.messages import Plan
 
 _MAGIC: Final = b"HKP1"
+_OWN: Final = b"HKL1"
 _HEADER: Final = struct.Struct("<4sI")
 
 
@@ -34,6 +37,7 @@ class Left(NamedTuple):
 
     owed: Owed | Estimate
     control: Control | None = None
+    own: Own | None = None
 
 
 class Coded(NamedTuple):
@@ -46,17 +50,36 @@ class Coded(NamedTuple):
 
 def read(kept: bytes | None, plan: Plan, frame: Frame) -> tuple[Left, str]:
     """What earlier rounds left, and what to tell the owner if something of that is lost."""
-    from engine import control
+    from engine import control, own
     from engine.codec.header import CodecError
 
-    main, rest = _parted(kept)
+    mine, kept = _parted(kept, _OWN)
+    first, rest = _parted(kept, _MAGIC)
+    main = first or kept
     owed, note = _owed(main, plan, frame)
-    if not rest or not (plan.scaffold or plan.lane == "trial"):
-        return Left(owed), note
+    left, notes = Left(owed), [note]
     try:
-        return Left(owed, control.load(rest, frame, plan.scale_epoch)), note
+        if first and rest and (plan.scaffold or plan.lane == "trial"):
+            left = left._replace(control=control.load(rest, frame, plan.scale_epoch))
     except CodecError as error:
-        return Left(owed), "; ".join(filter(None, (note, str(error))))
+        notes.append(str(error))
+    try:
+        left = left._replace(own=own.load(mine, frame) if mine else None)
+    except CodecError as error:
+        notes.append(str(error))
+    return left, "; ".join(filter(None, notes))
+
+
+def own_of(kept: bytes, frame: Frame) -> Own | None:
+    """The layers of its own that a kept file holds; None where it holds none that fit."""
+    from engine import own
+    from engine.codec.header import CodecError
+
+    mine, _ = _parted(kept, _OWN)
+    try:
+        return own.load(mine, frame) if mine else None
+    except CodecError:
+        return None
 
 
 def code(delta: NDArray[Any], owed: Owed | Estimate, frame: Frame, job: Job, bytes_max: int) -> Coded:
@@ -83,7 +106,7 @@ def code(delta: NDArray[Any], owed: Owed | Estimate, frame: Frame, job: Job, byt
 
 def dump(left: Left, scale_epoch: int) -> bytes:
     """Give the bytes to keep."""
-    from engine import control
+    from engine import control, own
     from engine.codec import estimate
     from engine.codec.residual import dump_owed
 
@@ -91,15 +114,18 @@ def dump(left: Left, scale_epoch: int) -> bytes:
         main = estimate.dump(left.owed, scale_epoch)
     else:
         main = dump_owed(left.owed, scale_epoch)
-    if left.control is None:
+    if left.control is not None:
+        main = _HEADER.pack(_MAGIC, len(main)) + main + control.dump(left.control, scale_epoch)
+    if left.own is None:
         return main
-    return _HEADER.pack(_MAGIC, len(main)) + main + control.dump(left.control, scale_epoch)
+    mine = own.dump(left.own)
+    return _HEADER.pack(_OWN, len(mine)) + mine + main
 
 
-def _parted(kept: bytes | None) -> tuple[bytes | None, bytes]:
-    """What is owed, and the control behind it, as they lie in the file."""
-    if kept is None or len(kept) < _HEADER.size or not kept.startswith(_MAGIC):
-        return kept, b""
+def _parted(kept: bytes | None, magic: bytes) -> tuple[bytes, bytes | None]:
+    """The part behind this magic, and what follows it, as they lie in the file; (nothing, all) without it."""
+    if kept is None or len(kept) < _HEADER.size or not kept.startswith(magic):
+        return b"", kept
     end = _HEADER.size + _HEADER.unpack_from(kept)[1]
     return kept[_HEADER.size : end], kept[end:]
 

@@ -26,7 +26,7 @@ from edge_agent.disk import Directory
 from edge_agent.effects import Job  # noqa: TC001 - msgspec reads the annotation
 from edge_agent.patching import PatchError, make_params
 from edge_agent.samples import Arrays, SamplesError, is_held_out, read_arrays
-from edge_agent.trying import HeldOut, InUse, try_out
+from edge_agent.trying import HeldOut, InUse, better_own, try_out
 from wire.limits import UPDATE_PAYLOAD_BYTES_MAX
 from wire.messages import MODEL_FILE, PARAMS_FILE, Trial
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from engine.codec.residual import Owed
     from engine.control import Control
     from engine.frame import Frame
+    from engine.own import Own
     from engine.train import Tuned
 
 ENVELOPE_BYTES_MAX = 200  # of a sealed update, what is not its payload: the signature, the message's own fields
@@ -94,6 +95,7 @@ class Trained(NamedTuple):
     owed: Owed | Estimate
     answer: Answer
     control: Control | None = None  # where the plan corrects gradients
+    own: Own | None = None  # where the plan lets layers stay here
 
 
 def tree_of(task: Task) -> Any:
@@ -127,43 +129,74 @@ def train(
     """
     import numpy as np
 
-    from engine.frame import frame_of
-    from engine.models.scheme import load_params
     from engine.train import evaluate
 
+    start = _begin(job, base, examples, kept_residual, held_out_rate, keeping=keeping)
+    frame, left, unseen, shared = start.frame, start.left, start.unseen, start.shared
+    graph, suffix = frame.graph_with(start.params), frame.suffix
+    score = evaluate(graph, suffix, unseen.features, unseen.labels)
+    trial = try_out(job, frame, base.params, unseen, in_use)
+    if job.plan.lane == "trial":
+        counts = max(1, len(start.labels)), score.correct, score.count
+        note = "; ".join(filter(None, (start.note, trial.refused)))
+        return Trained(left.owed, Answer("", b"", *counts, note=note, trial=trial), left.control, left.own)
+    if trial.refused and not trial.compared_with:
+        raise TrainerError(trial.refused)
+    taught = np.concatenate([start.features, start.old[0]]), np.concatenate([start.labels, start.old[1]])
+    tuned, control = _tune(job, base, frame, left, taught)
+    delta = np.subtract(tuned.params, start.params, dtype=np.float32 if frame.lane == "float32" else np.int64)
+    delta[shared:] = 0  # what stays here is not told
+    own = better_own(frame, unseen, start.params, tuned.params[shared:])
+    sent = residuals.code(delta, left.owed, frame, job, payload_bytes_max(job))
+    answer = Answer(
+        payload=sent.payload,
+        num_examples=len(start.labels),
+        held_out_correct=score.correct,
+        held_out_count=score.count,
+        loss_before=evaluate(graph, suffix, start.features, start.labels).loss,
+        loss_after=evaluate(frame.graph_with(tuned.params), suffix, start.features, start.labels).loss,
+        note="; ".join(filter(None, (start.note, sent.note, trial.refused))),
+        trial=trial,
+    )
+    return Trained(sent.owed, answer, control, own)
+
+
+class _Start(NamedTuple):
+    """What a training begins with."""
+
+    frame: Frame
+    params: NDArray[Any]  # [P], those of the version, and at their end the device's own
+    shared: int  # so many of them are the fleet's
+    left: residuals.Left
+    note: str
+    features: NDArray[Any]  # of the examples that train, with their labels
+    labels: NDArray[Any]
+    old: tuple[NDArray[Any], NDArray[Any]]  # the same of some that are in the store no more
+    unseen: HeldOut
+
+
+def _begin(
+    job: Job, base: Base, examples: Arrays, kept: bytes | None, held_out_rate: float, *, keeping: Keeping | None
+) -> _Start:
+    import numpy as np
+
+    from engine.frame import frame_of
+    from engine.models.scheme import load_params
+    from engine.own import shared_count, with_own
+
     frame = frame_of(base.model, job.plan.train)
-    suffix = frame.suffix
     _check_plan(job, frame)
-    params = load_params(suffix, base.params)
-    graph = frame.graph_with(params)
+    left, note = residuals.read(kept, job.plan, frame)
+    shared = shared_count(frame.suffix, job.plan.keep_local)
+    if left.own is not None and len(left.own.params) != frame.suffix.num_params - shared:
+        left = left._replace(own=None)  # the plan lets others stay than the last one did
+    params = with_own(load_params(frame.suffix, base.params), left.own)
     known = examples.labels >= 0
     labels = examples.labels[known]
     held_out = np.array([is_held_out(int(n), held_out_rate) for n in examples.numbers[known]], dtype=bool)
     features, old = _features(base, frame, examples, keeping, seed=job.round_id, held_out_rate=held_out_rate)
-    mine, answers = features[~held_out], labels[~held_out]
-    score = evaluate(graph, suffix, features[held_out], labels[held_out])
-    trial = try_out(job, frame, base.params, HeldOut(features[held_out], labels[held_out]), in_use)
-    left, note = residuals.read(kept_residual, job.plan, frame)
-    if job.plan.lane == "trial":
-        answer = Answer("", b"", max(1, len(answers)), score.correct, score.count, note=note, trial=trial)
-        return Trained(left.owed, answer, left.control)
-    if trial.refused and not trial.compared_with:
-        raise TrainerError(trial.refused)
-    taught = np.concatenate([mine, old[0]]), np.concatenate([answers, old[1]])
-    tuned, control = _tune(job, base, frame, left, taught)
-    delta = np.subtract(tuned.params, params, dtype=np.float32 if frame.lane == "float32" else np.int64)
-    sent = residuals.code(delta, left.owed, frame, job, payload_bytes_max(job))
-    answer = Answer(
-        payload=sent.payload,
-        num_examples=len(answers),
-        held_out_correct=score.correct,
-        held_out_count=score.count,
-        loss_before=evaluate(graph, suffix, mine, answers).loss,
-        loss_after=evaluate(frame.graph_with(tuned.params), suffix, mine, answers).loss,
-        note="; ".join(filter(None, (note, sent.note, trial.refused))),
-        trial=trial,
-    )
-    return Trained(sent.owed, answer, control)
+    unseen = HeldOut(features[held_out], labels[held_out], left.own)
+    return _Start(frame, params, shared, left, note, features[~held_out], labels[~held_out], old, unseen)
 
 
 def _tune(
@@ -172,6 +205,7 @@ def _tune(
     """Train the base params on (features, labels) as the plan says; and what corrects the next time, if it does."""
     from engine.control import Version, control_of, correction_of
     from engine.models.scheme import load_params
+    from engine.own import with_own
     from engine.train import Recipe, fine_tune, mix_seed
 
     plan, version = job.plan, Version(job.base_version, base.params)
@@ -184,7 +218,7 @@ def _tune(
         proximal=plan.proximal,
     )
     correction = correction_of(left.control, frame, version, recipe, len(taught[1])) if plan.scaffold else None
-    graph = frame.graph_with(load_params(frame.suffix, base.params))
+    graph = frame.graph_with(with_own(load_params(frame.suffix, base.params), left.own))
     tuned = fine_tune(graph, frame.suffix, *taught, recipe, correction=correction)
     return tuned, None if tuned.gradient is None else control_of(tuned.gradient, version)
 
@@ -320,7 +354,7 @@ def _train_and_keep(task: Task, root: Path) -> Answer:
     if job.residual_round_id and kept is None:
         gone = f"the residual of round {job.residual_round_id} is gone from flash: what was owed is lost"
         note = "; ".join(filter(None, (gone, note)))
-    left = residuals.Left(trained.owed, trained.control)
+    left = residuals.Left(trained.owed, trained.control, trained.own)
     flash.replace_file(disk, flash.residual_name(job.round_id), residuals.dump(left, job.plan.scale_epoch))
     return msgspec.structs.replace(trained.answer, note=note)
 

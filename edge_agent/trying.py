@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from edge_agent.effects import Job
     from engine.frame import Frame
+    from engine.own import Own
 
 UNLIKE_ITSELF = (
     "its dry run gives other numbers than its manifest says: the kernels, the memory or the processor is ill"
@@ -37,6 +38,7 @@ class HeldOut(NamedTuple):
 
     features: NDArray[Any]  # [n, ...], as they enter the part that trains
     labels: NDArray[Any]  # int32 [n]
+    own: Own | None = None  # the layers that stay here: every version is judged with them
 
 
 def try_out(job: Job, frame: Frame, params: bytes, held_out: HeldOut, in_use: InUse | None) -> Trial:
@@ -58,6 +60,24 @@ def try_out(job: Job, frame: Frame, params: bytes, held_out: HeldOut, in_use: In
     return Trial(in_use.version, won, lost, fit_reason(why) if is_worse(won, lost) else "")
 
 
+def better_own(frame: Frame, held_out: HeldOut, params: NDArray[Any], tuned: NDArray[Any]) -> Own | None:
+    """The layers that stay here: as they were tuned, or as they were in `params` [P] where those did better.
+
+    None where no layer stays. Both are judged on what the fleet shares of `params`. Raises ModelError, TrainingError.
+    """
+    from engine.own import own_of, with_own
+    from engine.train import right
+
+    if not len(tuned):
+        return None
+    before, after = (own_of(each, frame) for each in (params[len(params) - len(tuned) :], tuned))
+    scores = [
+        int(right(frame.graph_with(with_own(params, own)), frame.suffix, held_out.features, held_out.labels).sum())
+        for own in (before, after)
+    ]
+    return before if scores[0] > scores[1] else after
+
+
 def is_worse(won: int, lost: int) -> bool:
     """Is it worse beyond chance? By the sign test at two standard deviations."""
     return lost > won and (lost - won) ** 2 > 4 * (lost + won)
@@ -77,6 +97,8 @@ def _comparable(job: Job, frame: Frame, in_use: InUse | None) -> Frame | None:
 
 def _right(frame: Frame, params: bytes, held_out: HeldOut) -> NDArray[Any]:
     from engine.models.scheme import load_params
+    from engine.own import with_own
     from engine.train import right
 
-    return right(frame.graph_with(load_params(frame.suffix, params)), frame.suffix, *held_out)
+    graph = frame.graph_with(with_own(load_params(frame.suffix, params), held_out.own))
+    return right(graph, frame.suffix, held_out.features, held_out.labels)

@@ -9,7 +9,7 @@
 The paper's server keeps c and sends it along, as much as a second model; here the versions themselves say where the
 fleet goes, for no bytes at all. It is an estimate: c is the mean of all c_i, so that corrections cancel over the fleet,
 and this one's do not. Corrected in full a fleet would go on where it was going for ever; SHARE is the leak. Measured in
-docs/decisions/0020.
+docs/decisions/0021.
 
 Own gradient, numbers and version are kept on flash beside the residual (`edge_agent.residuals`), in 32 bytes (magic
 "HCT1", n, the scale epoch, the version, how many bytes the numbers have, CRC-32 of all the rest; little-endian), n

@@ -86,7 +86,7 @@ def mixed(mix: Matrix, gram: Matrix) -> Matrix:
 
 
 def bounded(norms: Vector, times: float = 1.0) -> Vector:
-    """The factors [n] that leave no update longer than so many times the median."""
+    """The factors [n] that leave no update longer, or heavier, than so many times the median."""
     bound = times * float(np.median(norms))
     return np.divide(bound, norms, out=np.ones_like(norms), where=norms > bound)
 

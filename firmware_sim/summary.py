@@ -10,6 +10,7 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from broker.energy import BOARDS
+from engine.codec.estimate import split
 from engine.codec.payload import count_of
 from firmware_sim import power
 
@@ -214,7 +215,7 @@ def _energy_rows(energy: dict[str, Any]) -> tuple[tuple[str, str], ...]:
 
 def _bits_per_nonzero(outcome: Outcome) -> float:
     """Bits of the payload for each value that is in it, header and positions included, over all updates."""
-    values = sum(count_of(update.payload) for update in outcome.updates.values())
+    values = sum(count_of(split(update.payload)[1]) for update in outcome.updates.values())
     bits = 8 * sum(len(update.payload) for update in outcome.updates.values())
     return bits / values if values else 0.0
 

@@ -40,6 +40,7 @@ FLEET_TESTS = (
     "tests/edge_agent/test_offer_to_all.py",
     "tests/broker/test_buffered.py",
     "tests/broker/test_standing.py",
+    "tests/broker/test_rollout.py",
 )
 PARALLEL = 2
 TIMEOUT_S = 600
@@ -49,6 +50,25 @@ NUMBERS_TESTS = (
     "tests/engine/test_residual.py",
     "tests/engine/test_master.py",
     "tests/edge_agent/test_trainer.py",
+)
+ROLLOUT_TESTS = (
+    "tests/broker/test_rollout.py",
+    "tests/broker/test_stages.py",
+    "tests/edge_agent/test_slots.py",
+    "tests/edge_agent/test_trying.py",
+    "tests/edge_agent/test_trainings.py",
+    "tests/edge_agent/test_flash.py",
+    f"{STORM}[2]",
+)
+WATCH_TESTS = (
+    "tests/broker/test_field.py",
+    "tests/broker/test_groups.py",
+    "tests/broker/test_metrics.py",
+    "tests/broker/test_refusals.py",
+    "tests/broker/test_roster.py",
+    "tests/broker/test_plan_check.py",
+    "tests/broker/test_lanes.py",
+    "tests/broker/test_service.py",
 )
 BYTES_TESTS = ("tests/wire/test_meter.py", "tests/edge_agent/test_traffic.py")
 STORE_TESTS = ("tests/broker/test_store.py", "tests/broker/test_lease.py", "tests/broker/test_backup.py")
@@ -60,6 +80,25 @@ RULES_TESTS = (
 )
 RULES = ("engine/ring.py", "engine/robust.py", "broker/aggregate/", "firmware_sim/lineage.py")
 STORE = ("broker/postgres.py", "broker/lease.py", "broker/backup.py", "broker/store.py")
+ROLLOUT = (
+    "broker/rollout.py",
+    "broker/stages.py",
+    "broker/serving.py",
+    "edge_agent/slots.py",
+    "edge_agent/trying.py",
+    "edge_agent/trainings.py",
+    "edge_agent/trainer.py",
+)
+WATCH = (
+    "broker/field.py",
+    "broker/groups.py",
+    "broker/metrics.py",
+    "broker/refusals.py",
+    "broker/roster.py",
+    "broker/plan_check.py",
+    "broker/lanes.py",
+    "broker/service.py",
+)
 NUMBERS = ("engine/", "edge_agent/trainer.py")  # what those tests are for
 BYTES = ("wire/meter.py", "edge_agent/traffic.py")
 AGENT = "edge_agent/agent.py"
@@ -120,9 +159,9 @@ MUTANTS = (
         "resends every few seconds for days",
     ),
     Mutant(
-        AGENT,
-        "self.durable.outbox_round_id if counted else self.durable.residual_round_id",
-        "self.durable.outbox_round_id",
+        OUTBOX,
+        "            return durable.residual_round_id",
+        "            return durable.outbox_round_id",
         "forgets the residual rule: a refused update's residual becomes true",
     ),
     Mutant(
@@ -362,8 +401,8 @@ MUTANTS = (
         "leaves a new device waiting",
     ),
     Mutant(
-        COORDINATOR,
-        'self._strangers = dict.fromkeys(self._strangers, b"")',
+        "broker/strangers.py",
+        'self._births = dict.fromkeys(self._births, b"")',
         "pass",
         "believes that a device is there which knocked before the link was lost",
     ),
@@ -503,13 +542,13 @@ MUTANTS = (
     Mutant(RESIDUAL, "base_version - owed.base_version - 1", "base_version - owed.base_version", "missed the last one"),
     Mutant(RESIDUAL, "velocity[sent.indices] = 0", "pass", "goes on moving where it has sent"),
     Mutant(TRAINER, "limit - ENVELOPE_BYTES_MAX for", "limit for", "forgets the envelope when bytes are counted"),
-    Mutant(TRAINER, "coding=plan.coding", 'coding="rice"', "codes otherwise than the plan says"),
+    Mutant("edge_agent/residuals.py", "coding=plan.coding", 'coding="rice"', "codes otherwise than the plan says"),
     Mutant(RESIDUAL, "if epoch != scale_epoch:", "if False:", "pays a debt in steps of other scales"),
     Mutant(RESIDUAL, "    clip_steps(joining, frame.scale, float(sending.clip_norm))\n", "", "does not clip"),
     Mutant(
         TRAINER,
-        "mix_seed(job.plan.seed, job.device_id, job.round_id)",
-        'mix_seed(job.plan.seed, "", job.round_id)',
+        "mix_seed(plan.seed, job.device_id, job.round_id)",
+        'mix_seed(plan.seed, "", job.round_id)',
         "rounds on every device with one key",
     ),
     # the contract
@@ -702,6 +741,204 @@ MUTANTS = (
         "SET remainder = NULL ",
         "what rules remembered is kept for ever",
     ),
+    Mutant(
+        "broker/coordinator.py",
+        "        if row.ring is None:\n            told += self._rollout.share()",
+        "        if True:\n            told += self._rollout.share()",
+        "shares a candidate with everyone",
+    ),
+    Mutant(
+        "broker/rollout.py",
+        "if verdict is None or (verdict.is_good and len(self._answers) < current.row.updates_min):",
+        "if verdict is None:",
+        "promotes what too few have tried",
+    ),
+    Mutant(
+        "broker/rollout.py",
+        "silent = asked - len(answers) if is_over else 0",
+        "silent = 0",
+        "who never answers is no sign of harm",
+    ),
+    Mutant(
+        "broker/rollout.py",
+        "trim = len(scored) // TRIMMED",
+        "trim = 0",
+        "one device of a ring decides for all",
+    ),
+    Mutant(
+        "broker/rollout.py",
+        "if lost - won > ring.worse_rate * count and (lost - won) ** 2 > 4 * (lost + won):",
+        "if lost - won > ring.worse_rate * count:",
+        "puts a version out by chance",
+    ),
+    Mutant(
+        "broker/rollout.py",
+        "if self.candidate is not None and self.candidate.manifest.model_version == update.base_version:",
+        "if self.candidate is not None:",
+        "counts what was said of an earlier candidate",
+    ),
+    Mutant(
+        "broker/rollout.py",
+        "if found is None or self._accuracy is None or found >= self._accuracy - ring.worse_rate:",
+        "if found is None or self._accuracy is None or found >= 0:",
+        "does not look at its own measure",
+    ),
+    Mutant(
+        "broker/serving.py",
+        "scale_epoch=newest.scale_epoch + (base_of(newest) != base_of(wanted)),",
+        "scale_epoch=newest.scale_epoch,",
+        "an old base under a new scale epoch",
+    ),
+    Mutant(
+        "broker/verdicts.py",
+        "if not standings.is_called(device_id, row.choice.tags):",
+        "if False:",
+        "whoever likes has a word in the ring",
+    ),
+    Mutant(
+        "broker/rounds.py",
+        "if not self._waiting or self._waiting[0].is_trial is not to_try:",
+        "if not self._waiting:",
+        "builds on a candidate",
+    ),
+    Mutant(
+        "broker/store.py",
+        "self._prune(version, version if row.ring is None else commit.manifest.parent_version)",
+        "self._prune(version, version)",
+        "lets the master go to which a rollback returns",
+    ),
+    Mutant(
+        "broker/store.py",
+        "last=_newest([*last, *self.stages.last()]),",
+        "last=_newest(last),",
+        "forgets at a restart who has tried",
+    ),
+    Mutant(
+        "broker/stages.py",
+        '"WHERE model_version > :restored AND model_version < :version AND stage',
+        '"WHERE model_version >= :restored AND model_version < :version AND stage',
+        "calls bad what it goes back to",
+    ),
+    Mutant(
+        "edge_agent/slots.py",
+        "model.version in (slots.now.version, slots.refused_version)",
+        "model.version == slots.now.version",
+        "takes again what the owner went back from",
+    ),
+    Mutant(
+        "edge_agent/trying.py",
+        "won, lost = int((now & ~then).sum()), int((then & ~now).sum())",
+        "lost, won = int((now & ~then).sum()), int((then & ~now).sum())",
+        "takes what is worse for better",
+    ),
+    Mutant(
+        "edge_agent/trainer.py",
+        "if trial.refused and not trial.compared_with:",
+        "if False:",
+        "trains on a processor that is ill",
+    ),
+    Mutant(
+        "edge_agent/trainings.py",
+        "if answer.trial is not None and not answer.trial.refused:",
+        "if answer.trial is not None:",
+        "uses what it has refused",
+    ),
+    Mutant(
+        "edge_agent/flash.py",
+        "kept |= keep_files | in_use",
+        "kept |= keep_files",
+        "deletes what predicts",
+    ),
+    Mutant(
+        "broker/field.py",
+        "newest[key] = max(newest.get(key, told), told)",
+        "newest[key] = told",
+        "an older report counts in place of the newest",
+    ),
+    Mutant(
+        "broker/field.py",
+        "variance = max(alone, then.between + now.between)",
+        "variance = alone",
+        "devices that differ look like drift",
+    ),
+    Mutant(
+        "broker/field.py",
+        "min(1.0, p * len(before))",
+        "min(1.0, p)",
+        "asks many windows and rings by chance",
+    ),
+    Mutant(
+        "broker/field.py",
+        "now.count < EXAMPLES_MIN or not before",
+        "not before",
+        "few examples judge",
+    ),
+    Mutant(
+        "broker/field.py",
+        "p < P_MAX and drop >= DROP_MIN",
+        "p < P_MAX",
+        "rings over nothing",
+    ),
+    Mutant(
+        "broker/groups.py",
+        "(*kept, *ranked)[:GROUPS_MAX]",
+        "(*kept, *ranked)",
+        "series without a bound",
+    ),
+    Mutant(
+        "broker/metrics.py",
+        "groups_of(tags, self._groups.names)",
+        "groups_of(tags)",
+        "series grow as tags change",
+    ),
+    Mutant(
+        "broker/refusals.py",
+        "refusals.count + excluded.count",
+        "excluded.count",
+        "a day forgets its refusals",
+    ),
+    Mutant(
+        "broker/refusals.py",
+        "        self._told = counts\n",
+        "",
+        "counts refusals again each minute",
+    ),
+    Mutant(
+        "broker/service.py",
+        "if time.monotonic() >= self._tally_at_s:",
+        "if True:",
+        "a flood of refusals is a flood of writes",
+    ),
+    Mutant(
+        "broker/service.py",
+        "            self._keep_tally()\n        finally",
+        "        finally",
+        "an orderly end forgets refusals",
+    ),
+    Mutant(
+        "broker/roster.py",
+        "WHERE held_out_count > 0 ORDER BY base_version DESC",
+        "ORDER BY base_version DESC",
+        "a silent version hides the scores",
+    ),
+    Mutant(
+        "broker/plan_check.py",
+        "_unfit(value, known[key]) or _unfit(value, also)",
+        "_unfit(value, known[key])",
+        "bounds of the wire unchecked",
+    ),
+    Mutant(
+        "broker/plan_check.py",
+        '{"lane": recipe.lane, **words["plan"]}',
+        'words["plan"]',
+        "the configured lane is ignored",
+    ),
+    Mutant(
+        "broker/lanes.py",
+        "wish.rule_ranks and wish.chooses and not wish.lane.dense_state",
+        "wish.rule_ranks and wish.chooses",
+        "the hardened lane is refused",
+    ),
 )
 
 
@@ -737,13 +974,18 @@ def copy_tree(source: Path, root: Path) -> None:
 
 def _tests_for(mutant: Mutant | None) -> tuple[str, ...]:
     if mutant is None:
-        return (*NUMBERS_TESTS, *RULES_TESTS, *BYTES_TESTS, *STORE_TESTS, *FLEET_TESTS)
+        groups = NUMBERS_TESTS, RULES_TESTS, BYTES_TESTS, STORE_TESTS, ROLLOUT_TESTS, WATCH_TESTS, FLEET_TESTS
+        return tuple(dict.fromkeys(test for group in groups for test in group))
+    if mutant.file in ROLLOUT:
+        return (*ROLLOUT_TESTS, *NUMBERS_TESTS, *FLEET_TESTS)
+    if mutant.file in WATCH:
+        return WATCH_TESTS
     if mutant.file.startswith(RULES):
         return RULES_TESTS
     if mutant.file.startswith(NUMBERS):
         return NUMBERS_TESTS
     if mutant.file in STORE:
-        return (*STORE_TESTS, *FLEET_TESTS)
+        return (*STORE_TESTS, "tests/broker/test_stages.py", *FLEET_TESTS)
     if mutant.file in BYTES:
         return BYTES_TESTS
     return (*WIRE_TESTS, *FLEET_TESTS) if mutant.file.startswith("wire/") else FLEET_TESTS

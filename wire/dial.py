@@ -16,7 +16,10 @@ import socket
 import ssl
 from typing import TYPE_CHECKING
 
+from wire import clock_floor
+
 if TYPE_CHECKING:
+    from wire.clock_floor import Tls
     from wire.server_url import Server
 
 
@@ -27,7 +30,7 @@ class Dial:
     step it raise OSError when no address is left, with nothing to close.
     """
 
-    def __init__(self, server: Server, tls: ssl.SSLContext | None, timeout_s: float, now_s: float) -> None:
+    def __init__(self, server: Server, tls: Tls | None, timeout_s: float, now_s: float) -> None:
         self.is_open = False
         self.wanted = selectors.EVENT_WRITE
         self.until_s = now_s + timeout_s
@@ -73,15 +76,18 @@ class Dial:
             self.is_open = self._tls is None
             if self._tls is not None:
                 self.until_s = now_s + self._timeout_s
-                self.sock = self._tls.wrap_socket(self.sock, server_hostname=self._host, do_handshake_on_connect=False)
+                context = self._tls.context
+                self.sock = context.wrap_socket(self.sock, server_hostname=self._host, do_handshake_on_connect=False)
         elif why or now_s >= self.until_s:
             self.sock.close()
             self.sock = self._call(now_s, why or errno.ETIMEDOUT)
 
     def _shake_hands(self, now_s: float) -> None:
         assert isinstance(self.sock, ssl.SSLSocket), "only TLS shakes hands"
+        assert self._tls is not None, "and it was told how"
         try:
             self.sock.do_handshake()
+            clock_floor.check(self.sock, self._tls.floor_unix_s)
             self.is_open = True
         except ssl.SSLWantReadError:
             self.wanted = selectors.EVENT_READ

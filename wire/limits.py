@@ -23,6 +23,8 @@ EXAMPLES_MAX: Final = 1_000_000
 REASON_CHARS_MAX: Final = 160
 TRAIN_CHARS_MAX: Final = 512
 NONCE_BYTES_MAX: Final = 32
+REQUEST_BYTES_MAX: Final = 1024  # of a request for a certificate; 220 is usual
+CERTIFICATE_BYTES_MAX: Final = 2048
 COIN_SIDES: Final = 2**32  # of the coin that decides who is drawn (wire/coin.py)
 
 # Implementation: ours, and safe to change.

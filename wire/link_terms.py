@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from wire import limits
+from wire.clock_floor import Tls, with_floor
 from wire.server_url import Server, parse_url, tls_context
 
 if TYPE_CHECKING:
     import random
-    import ssl
     from collections.abc import Callable
     from pathlib import Path
 
@@ -77,7 +77,7 @@ class Settings(NamedTuple):
     will_retain: bool = False
     username: str | None = None
     password: str | None = None
-    tls: Callable[[], ssl.SSLContext] | None = None
+    tls: Callable[[], Tls] | None = None
     in_flight_max: int = limits.IN_FLIGHT_MAX
     queue_count_max: int = QUEUE_COUNT_MAX
     queue_bytes_max: int = QUEUE_BYTES_MAX
@@ -88,7 +88,7 @@ class Settings(NamedTuple):
         return f"{self.server.host}:{self.server.port}"
 
 
-def server_of(url: str, *files: Path | None) -> tuple[Server, Callable[[], ssl.SSLContext] | None]:
+def server_of(url: str, *files: Path | None) -> tuple[Server, Callable[[], Tls] | None]:
     """The server at `url`, as `parse_url` takes it, and how TLS with it begins; `files`: as of `tls_context`.
 
     Raises ValueError, one line, for what cannot work.
@@ -99,4 +99,4 @@ def server_of(url: str, *files: Path | None) -> tuple[Server, Callable[[], ssl.S
     if not server.tls:
         return server, None
     tls_context(*files)  # now, so that a missing file is the caller's error and no reason to retry
-    return server, lambda: tls_context(*files)
+    return server, lambda: with_floor(tls_context(*files), *files)

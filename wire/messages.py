@@ -16,34 +16,26 @@ import cbor2
 import msgspec
 from msgspec import Meta, Struct
 
-from wire import limits
+from wire import fields, limits
+from wire.enrolment import Certificate, Claim, Renew
 
 
 class MessageError(ValueError):
     """The peer's bytes are not one of our messages. The sentence says what was wrong."""
 
 
-DeviceId: TypeAlias = Annotated[str, Meta(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?\Z")]
+DeviceId: TypeAlias = fields.DeviceId
 FleetId: TypeAlias = DeviceId
-Digest: TypeAlias = Annotated[bytes, Meta(min_length=32, max_length=32)]  # SHA-256
-Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
-RoundId: TypeAlias = Annotated[int, Meta(ge=1, le=2**53)]
-Version: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
-DurationMs: TypeAlias = Annotated[int, Meta(ge=1, le=366 * 24 * 3600 * 1000)]
-Reason: TypeAlias = Annotated[  # no control characters: reasons are shown on terminals and written to logs
-    str, Meta(max_length=limits.REASON_CHARS_MAX, pattern=r"^[^\x00-\x1f\x7f-\x9f]*\Z")
-]
-Name: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
-Train: TypeAlias = Annotated[  # last-3, bias-4, blocks-2, full, or a list of operators: 9:b,10:w/4,14:w
-    str,
-    Meta(
-        max_length=limits.TRAIN_CHARS_MAX,
-        pattern=r"^(?:full|(?:last|bias|blocks)-[1-9][0-9]{0,2}"
-        r"|[0-9]{1,5}:(?:b|w(?:/[248])?)(?:,[0-9]{1,5}:(?:b|w(?:/[248])?))*)\Z",
-    ),
-]
-Url: TypeAlias = Annotated[str, Meta(pattern=r"^(?:https?://[\x21-\x7e]{1,200})?\Z")]
-Examples: TypeAlias = Annotated[int, Meta(ge=0, le=limits.EXAMPLES_MAX)]
+Digest: TypeAlias = fields.Digest
+Count: TypeAlias = fields.Count
+RoundId: TypeAlias = fields.RoundId
+Version: TypeAlias = fields.Version
+DurationMs: TypeAlias = fields.DurationMs
+Reason: TypeAlias = fields.Reason
+Name: TypeAlias = fields.Name
+Train: TypeAlias = fields.Train
+Url: TypeAlias = fields.Url
+Examples: TypeAlias = fields.Examples
 
 
 class Birth(Struct, frozen=True, array_like=True, tag="birth"):
@@ -104,6 +96,7 @@ class Plan(Struct, frozen=True, array_like=True, tag="plan"):
     residual_decay: Annotated[float, Meta(ge=0.0, le=1.0)] = 1.0  # what is left of a debt per version missed
     proximal: Annotated[float, Meta(ge=0.0, le=1e4)] = 0.0  # pull to the base version in every step (FedProx); 0: none
     scaffold: bool = False  # each step is corrected by how the device's gradients differ from the fleet's
+    keep_local: Annotated[int, Meta(ge=0, le=64)] = 0  # so many last layers of those that train stay on the device
 
 
 class Offer(Struct, frozen=True, array_like=True, tag="offer"):
@@ -300,9 +293,8 @@ class Label(Struct, frozen=True, array_like=True, tag="label"):
     label: Annotated[int, Meta(ge=0, le=65_535)]
 
 
-Message: TypeAlias = (
-    Birth | Death | State | Plan | Offer | Update | Receipt | Manifest | Want | Chunk | Patch | Telemetry | Label
-)
+_Learning: TypeAlias = Birth | Death | State | Plan | Offer | Update | Receipt | Manifest | Want | Chunk | Patch
+Message: TypeAlias = _Learning | Telemetry | Label | Claim | Renew | Certificate
 
 
 def encode(message: Message) -> bytes:

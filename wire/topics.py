@@ -3,6 +3,8 @@
     fl/v1/{fleet}/{shard}/{device}/up/{kind}    device → coordinator
     fl/v1/{fleet}/{shard}/{device}/dn/{kind}    coordinator → device
     fl/v1/{fleet}/all/all/dn/{kind}             coordinator → every device, retained
+    fl/v1/{fleet}/enrol/{token}/up/claim        device → coordinator, before it is in the fleet
+    fl/v1/{fleet}/enrol/{token}/dn/certificate  coordinator → that device
 
 The shard is the first byte of SHA-256(device id) in hex, so that a later fleet can be split among owners
 without a new contract. The envelope signs the topic along with the message: a message is valid only on the
@@ -18,12 +20,15 @@ from typing import Final, NamedTuple
 
 ROOT: Final = "fl/v1"
 ALL: Final = "all"
-RESERVED: Final = (ALL, "coordinator")  # the coordinator's MQTT client id and certificate bear its name
+ENROL: Final = "enrol"  # where others have their shard; none is called so
+CLAIM: Final = "claim"
+RESERVED: Final = (ALL, "coordinator", CLAIM)  # certificates bear the latter two: of the coordinator, of all tokens
 
-UP_KINDS: Final = ("birth", "death", "update", "want", "telemetry")
-DN_KINDS: Final = ("offer", "manifest", "receipt", "chunk", "patch", "label")
+UP_KINDS: Final = ("birth", "death", "update", "want", "telemetry", "renew")
+DN_KINDS: Final = ("offer", "manifest", "receipt", "chunk", "patch", "label", "certificate")
 SHARED_KINDS: Final = ("state", "plan", "manifest", "offer")
 
+_TOKEN_ID: Final = re.compile(r"[0-9a-f]{16}")
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
 
 
@@ -69,6 +74,24 @@ def dn(fleet: str, device_id: str, kind: str) -> str:
 def shared(fleet: str, kind: str) -> str:
     """The retained topic on which every device receives `kind`."""
     return f"{ROOT}/{fleet}/{ALL}/{ALL}/dn/{kind}"
+
+
+def claim(fleet: str, token_id: str) -> str:
+    """The topic on which a device claims its place with a token."""
+    return f"{ROOT}/{fleet}/{ENROL}/{token_id}/up/{CLAIM}"
+
+
+def claim_answer(fleet: str, token_id: str) -> str:
+    """The topic on which it is answered."""
+    return f"{ROOT}/{fleet}/{ENROL}/{token_id}/dn/certificate"
+
+
+def parse_claim(topic: str) -> tuple[str, str]:
+    """The (fleet, token id) of a topic of `claim`; raises TopicError for all others."""
+    parts = topic.split("/")
+    if len(parts) != 7 or _TOKEN_ID.fullmatch(parts[4]) is None or topic != claim(parts[2], parts[4]):
+        raise TopicError(f"topic {topic[:120]!r} is none on which a place is claimed")
+    return check_name("fleet", parts[2]), parts[4]
 
 
 def is_shared(topic: str) -> bool:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from broker.aggregate.rule import Terms
+    from engine.batch import Matrix, Vector
     from engine.ring import Member
 
     Rows = NDArray[np.float32]
@@ -41,12 +42,21 @@ def _finish(state: roll.Roll, terms: Terms, *, ranked: Callable[[Rows], Rows], m
     if not state.purpose.dense:
         raise RingError(REFUSAL)
     members, size = state.in_order(), state.purpose.size
-    mix = robust.nearest_mixing(state.batch(terms.real).gram(), dishonest_of(len(members))) if mixes else None
+    mix = robust.nearest_mixing(_gram(members, terms.real), dishonest_of(len(members))) if mixes else None
     step = np.empty(size)
     for first in range(0, size, _COLUMNS):
         rows = _columns(members, first, min(size, first + _COLUMNS))
         step[first : first + _COLUMNS] = ranked(rows if mix is None else gramian.mixed(mix, rows))
     return Step(step * terms.learning_rate)
+
+
+def _gram(members: list[Member], real: Vector) -> Matrix:
+    """The inner products of all pairs [n, n] in real numbers; a few parameters at a time, since rows may be full."""
+    gram = np.zeros((len(members), len(members)))
+    for first in range(0, len(real), _COLUMNS):
+        end = min(len(real), first + _COLUMNS)
+        gram += gramian.gram_of(_columns(members, first, end) * real[first:end].astype(np.float32))
+    return gram
 
 
 def _columns(members: list[Member], first: int, end: int) -> Rows:

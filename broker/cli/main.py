@@ -7,6 +7,7 @@ import click
 
 from broker.cli.backup import backup, restore
 from broker.cli.doctor import doctor
+from broker.cli.enroll import enroll
 from broker.cli.fleet import fleet
 from broker.cli.init import init
 from broker.cli.model import model
@@ -28,7 +29,7 @@ def main() -> None:
     """
 
 
-for command in (init, serve, fleet, round_, plan, model, report, doctor, backup, restore):
+for command in (init, serve, enroll, fleet, round_, plan, model, report, doctor, backup, restore):
     main.add_command(command)
 
 

@@ -43,6 +43,7 @@ def round_() -> None:
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True))
 @click.option("--momentum", type=click.FloatRange(0, 1, max_open=True))
 @click.option("--proximal", type=click.FloatRange(0, 1e4), help="Pull steps to the base version (FedProx); 0: not.")
+@click.option("--keep-local", type=click.IntRange(0, 64), help="So many last trained layers stay on each device.")
 @click.option("--scaffold/--no-scaffold", default=None, help="Correct steps by what sets a device apart (SCAFFOLD).")
 @click.option("--keep", "keep_rate", type=click.FloatRange(0, 1, min_open=True), help="Share of parameters sent.")
 @click.option("--value-bits", type=click.IntRange(0, 8), help="Of one value; 0: exact where the model is int8.")
@@ -123,10 +124,12 @@ def resume(config_path: Path | None) -> None:
 
 
 @round_.command("list")
+@click.option("--kind", type=click.Choice(["training", "trial"]), help="Only rounds of this kind.")
+@click.option("--status", type=click.Choice(["waiting", "open", "closed", "cancelled", "cancelling"]))
 @config_option
 @json_option
-def list_(config_path: Path | None, as_json: bool) -> None:
-    """Show every round.
+def list_(kind: str | None, status: str | None, config_path: Path | None, as_json: bool) -> None:
+    """Show every round, or those of one kind or status.
 
     Exit status: 0 shown, 1 no store, 2 wrong usage.
     """
@@ -134,7 +137,8 @@ def list_(config_path: Path | None, as_json: bool) -> None:
     from broker.views import round_rows
 
     with spoken(), open_store(open_config(config_path), read_only=True) as store:
-        rows = round_rows(store)
+        wanted = {"kind": kind, "status": status}
+        rows = [row for row in round_rows(store) if all(row[key] == each for key, each in wanted.items() if each)]
     if as_json:
         print_json(rows)
         return

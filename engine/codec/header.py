@@ -13,7 +13,7 @@ Bits: bit j is bit j % 8, of weight 2^(j % 8), of byte j // 8, counted from behi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from engine.kernels.gaps import GAPS, MAPPED, PARAMETER_MAX, WHOLE
@@ -159,6 +159,14 @@ def read_counts(payload: bytes) -> Header:
     return Header("float32" if reals else "int8", value_bits, LAYOUTS[layout], size, count, (), position)
 
 
+def size_of(shapes: Sequence[tuple[int, int]]) -> int:
+    """How many parameters tensors of these shapes have."""
+    size = 0
+    for rows, columns in shapes:
+        size += rows * columns
+    return size
+
+
 def empty_parts(shapes: Sequence[tuple[int, int]]) -> list[Part]:
     """Give a part for each tensor, with nothing in it."""
     parts, first = [], 0
@@ -197,15 +205,17 @@ def write_head(header: Header) -> tuple[bytes, BitWriter]:
 
 def read_head(payload: bytes, shapes: Sequence[tuple[int, int]]) -> Header:
     """Read and check everything in front of the entries. Raises CodecError."""
-    header = read_counts(payload)
-    parts = empty_parts(shapes)
-    wanted = parts[-1].first + parts[-1].size if parts else 0
+    return read_parts(payload, read_counts(payload), shapes)
+
+
+def read_parts(payload: bytes, header: Header, shapes: Sequence[tuple[int, int]]) -> Header:
+    """Read and check what stands between `header`, as `read_counts` gave it, and the entries. Raises CodecError."""
+    wanted = size_of(shapes)
     if header.size != wanted:
         raise CodecError(f"The update is for {header.size} parameters, but this model trains {wanted}.")
     if header.layout == "context":
         return header
-    if header.layout == "flat":
-        parts = [Part(0, header.size)]
+    parts = [Part(0, header.size)] if header.layout == "flat" else empty_parts(shapes)
     reader = BitReader(payload, header.start)
     left, scale = header.count, None
     for at, part in enumerate(parts):
@@ -219,9 +229,12 @@ def read_head(payload: bytes, shapes: Sequence[tuple[int, int]]) -> Header:
         if count > min(left, part.size):
             raise CodecError(f"The update claims {count} values of tensor {at}, which has {part.size}.")
         left -= count
-        parts[at] = _read_part(reader, replace(part, count=count), header, scale)
+        parts[at] = _read_part(reader, part, count, header, scale)
         scale = parts[at].scale
-    return replace(header, parts=tuple(parts), bits=reader.position - reader.start)
+    bits = reader.position - reader.start
+    return Header(
+        header.lane, header.value_bits, header.layout, header.size, header.count, tuple(parts), header.start, bits
+    )
 
 
 def _write_part(writer: BitWriter, part: Part, header: Header, before: int | None) -> None:
@@ -239,9 +252,9 @@ def _write_part(writer: BitWriter, part: Part, header: Header, before: int | Non
         writer.put(part.magnitude_parameter, PARAMETER_BITS)
 
 
-def _read_part(reader: BitReader, part: Part, header: Header, before: int | None) -> Part:
+def _read_part(reader: BitReader, part: Part, count: int, header: Header, before: int | None) -> Part:
     mode, gap_parameter, scale, magnitude_parameter = WHOLE, 0, 0, 0
-    if part.count < part.size:
+    if count < part.size:
         mode = MAPPED if reader.get(1) else GAPS
         gap_parameter = reader.get(PARAMETER_BITS) if mode == GAPS else 0
     if header.value_bits:
@@ -259,4 +272,4 @@ def _read_part(reader: BitReader, part: Part, header: Header, before: int | None
     too_large = levels and magnitude_parameter and 1 << magnitude_parameter >= levels
     if max(gap_parameter, magnitude_parameter) > PARAMETER_MAX or too_large:
         raise CodecError(f"The update claims Rice parameters {gap_parameter} and {magnitude_parameter}.")
-    return replace(part, mode=mode, gap_parameter=gap_parameter, scale=scale, magnitude_parameter=magnitude_parameter)
+    return Part(part.first, part.size, count, mode, gap_parameter, scale, magnitude_parameter)

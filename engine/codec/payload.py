@@ -30,6 +30,8 @@ from engine.codec.header import (
     levels_of,
     read_counts,
     read_head,
+    read_parts,
+    size_of,
     write_head,
 )
 from engine.codec.update import Update
@@ -132,7 +134,7 @@ def decode(
         )
     if header.layout == "context" and coding != "context":
         raise CodecError("The update is context-coded, which its plan does not allow.")
-    header = read_head(payload, shapes)
+    header = read_parts(payload, header, shapes)
     if header.layout == "context":
         indices, codes, ends, scales = context.read(
             payload[header.start :], header.count, shapes, lane=lane, value_bits=header.value_bits
@@ -157,7 +159,7 @@ def count_of(payload: bytes) -> int:
 
 
 def _check(update: Update, shapes: Sequence[tuple[int, int]], value_bits: int) -> None:
-    size, lowest = _size_of(shapes), 1 if update.lane == "float32" else 0
+    size, lowest = size_of(shapes), 1 if update.lane == "float32" else 0
     if update.size != size or size > SIZE_MAX:
         raise CodecError(f"An update to {update.size} parameters does not fit a model that trains {size}.")
     if bool((update.indices[1:] <= update.indices[:-1]).any()) or (len(update.indices) and update.indices[-1] >= size):
@@ -169,13 +171,6 @@ def _check(update: Update, shapes: Sequence[tuple[int, int]], value_bits: int) -
             raise CodecError("The update holds NaN or infinite values: training went wrong, nothing is sent.")
     elif not units_within(update.values, UNIT_MAX if value_bits else 2**31 - 1):
         raise CodecError(f"A unit of the update is 0, or beyond {UNIT_MAX} and to be rounded.")
-
-
-def _size_of(shapes: Sequence[tuple[int, int]]) -> int:
-    size = 0
-    for rows, columns in shapes:
-        size += rows * columns
-    return size
 
 
 def _ends(parts: Sequence[Part]) -> NDArray[np.int64]:

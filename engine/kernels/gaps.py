@@ -27,7 +27,7 @@ GAPS, MAPPED, WHOLE = range(3)  # what MODE may be
 PARAMETER_MAX = 30
 ESCAPE = 16
 LENGTH_BITS = 5
-AHEAD = 57  # bits that eight bytes hold whichever of the first byte's bits is wanted first
+AHEAD = 57  # bits: so many are in eight bytes from any bit of the first on
 LARGEST = 2147483647
 ENDS_EARLY = -1
 OUT_OF_RANGE = -2
@@ -178,40 +178,37 @@ def write_entries(indices, codes, table, position, buffer):
     return position
 
 
-# A reader looks at the 57 bits from its position on, lowest first. Behind the buffer it sees zeros, and whoever asks too
-# much is told so by the position.
-
-
-@inner
-def _last(buffer, position):
-    """As `_ahead`, near the end of the buffer."""
-    bits = np.int64(0)
-    for place in range((position + 63) >> 3, (position >> 3) - 1, -1):
-        byte = np.int64(buffer[place]) if place < buffer.shape[0] else 0
-        if place == position >> 3:
-            bits = (bits << (8 - (position & 7))) | (byte >> (position & 7))
-        else:
-            bits = (bits << 8) | byte
-    return bits & ((1 << AHEAD) - 1)
+# A reader looks at the next AHEAD bits, lowest first. Behind the buffer it sees zeros, and whoever asks too much is told
+# so by the position. Nearly every entry is all among those bits; what is not is read again, one part after the other.
 
 
 @inner
 def _ahead(buffer, position):
-    """Give the 57 bits from bit `position` on: one load of eight bytes, but for the last few."""
+    """Give the AHEAD bits from `position` on. The eight loads become one."""
     at = np.uint64(position >> 3)
     if position + 64 > 8 * buffer.shape[0]:
-        return _last(buffer, position)
-    bits = (
-        np.uint64(buffer[at])
-        | np.uint64(buffer[at + np.uint64(1)]) << np.uint64(8)
-        | np.uint64(buffer[at + np.uint64(2)]) << np.uint64(16)
-        | np.uint64(buffer[at + np.uint64(3)]) << np.uint64(24)
-        | np.uint64(buffer[at + np.uint64(4)]) << np.uint64(32)
-        | np.uint64(buffer[at + np.uint64(5)]) << np.uint64(40)
-        | np.uint64(buffer[at + np.uint64(6)]) << np.uint64(48)
-        | np.uint64(buffer[at + np.uint64(7)]) << np.uint64(56)
-    )
+        bits = _last_bytes(buffer, position >> 3)
+    else:
+        bits = (
+            np.uint64(buffer[at])
+            | np.uint64(buffer[at + np.uint64(1)]) << np.uint64(8)
+            | np.uint64(buffer[at + np.uint64(2)]) << np.uint64(16)
+            | np.uint64(buffer[at + np.uint64(3)]) << np.uint64(24)
+            | np.uint64(buffer[at + np.uint64(4)]) << np.uint64(32)
+            | np.uint64(buffer[at + np.uint64(5)]) << np.uint64(40)
+            | np.uint64(buffer[at + np.uint64(6)]) << np.uint64(48)
+            | np.uint64(buffer[at + np.uint64(7)]) << np.uint64(56)
+        )
     return np.int64((bits >> np.uint64(position & 7)) & np.uint64((1 << AHEAD) - 1))
+
+
+@inner
+def _last_bytes(buffer, start):
+    """Give the eight bytes from byte `start` on, where the buffer ends among or before them."""
+    bits = np.uint64(0)
+    for place in range(buffer.shape[0] - 1, start - 1, -1):
+        bits = (bits << np.uint64(8)) | np.uint64(buffer[place])
+    return bits
 
 
 @inner
@@ -222,6 +219,14 @@ def _zeros_below(window):
     ones = (ones & 0x3333333333333333) + ((ones >> 2) & 0x3333333333333333)
     ones = (ones + (ones >> 4)) & 0x0F0F0F0F0F0F0F0F
     return (ones * 0x0101010101010101) >> 56
+
+
+@inner
+def _rice_in(window, parameter):
+    """Give (the number that `window` begins with, its bits: more than AHEAD where it is not all in there)."""
+    zeros = _zeros_below(window)
+    rest = (window >> (zeros & 63)) >> 1
+    return (zeros << parameter) | (rest & ((1 << parameter) - 1)), zeros + 1 + parameter
 
 
 @inner
@@ -240,10 +245,7 @@ def _get_rice(buffer, position, parameter, longest):
     position += zeros + 1
     if run > longest:
         return np.int64(-1), position
-    window >>= zeros + 1
-    if zeros + 1 + parameter > AHEAD:
-        window = _ahead(buffer, position)
-    return (run << parameter) | (window & ((1 << parameter) - 1)), position + parameter
+    return (run << parameter) | (_ahead(buffer, position) & ((1 << parameter) - 1)), position + parameter
 
 
 @inner
@@ -251,7 +253,7 @@ def _get_magnitude(buffer, position, parameter, levels):
     """Give (m or an error, the position behind it)."""
     if levels != 0:
         m, position = _get_rice(buffer, position, parameter, (levels - 1) >> parameter)
-        return m if 0 <= m < levels else np.int64(OUT_OF_RANGE), position
+        return m if m >= 0 else np.int64(OUT_OF_RANGE), position
     window = _ahead(buffer, position)
     if window & ((1 << ESCAPE) - 1):
         return _get_rice(buffer, position, parameter, ESCAPE)
@@ -260,6 +262,22 @@ def _get_magnitude(buffer, position, parameter, levels):
     if _length(m) != length or (m >> parameter) < ESCAPE:
         m = np.int64(NOT_SHORTEST)
     return m, position + ESCAPE + LENGTH_BITS + length
+
+
+@inner
+def _get_entry(buffer, position, mode, parameter, magnitude_parameter, levels, longest):
+    """Give (gap, m or an error, is it negative, the position behind it) of an entry wherever its bits are."""
+    gap = np.int64(0)
+    if mode == GAPS:
+        gap, position = _get_rice(buffer, position, parameter, longest)
+        if gap < 0:
+            return gap, np.int64(OUT_OF_RANGE), np.int64(0), position
+    negative = _ahead(buffer, position) & 1
+    position += 1
+    m = np.int64(0)
+    if levels != 1:
+        m, position = _get_magnitude(buffer, position, magnitude_parameter, levels)
+    return gap, m, negative, position
 
 
 @inner
@@ -300,26 +318,33 @@ def read_entries(buffer, position, table, indices, codes):
             if position < 0:
                 return position
         for j in range(start, stop):
-            if mode == WHOLE:
-                indices[j] = following
-                following += 1
-            elif mode == GAPS:
-                longest = (behind - 1 - following) >> parameter
-                gap, position = _get_rice(buffer, position, parameter, longest)
-                following += gap + 1
-                if gap < 0 or following > behind:
-                    return OUT_OF_RANGE
-                indices[j] = following - 1
-            negative = _ahead(buffer, position) & 1
-            position += 1
+            window = _ahead(buffer, position)
+            gap = np.int64(0)
+            bits = np.int64(0)
+            if mode == GAPS:
+                gap, bits = _rice_in(window, parameter)
+            negative = (window >> (bits & 63)) & 1
             m = np.int64(0)
+            bits += 1
             if levels != 1:
-                m, position = _get_magnitude(buffer, position, magnitude_parameter, levels)
+                m, more = _rice_in((window >> ((bits - 1) & 63)) >> 1, magnitude_parameter)
+                bits += more
+            position += bits
+            if bits > AHEAD or (levels == 0 and m >> magnitude_parameter >= ESCAPE):
+                longest = (behind - 1 - following) >> parameter
+                gap, m, negative, position = _get_entry(
+                    buffer, position - bits, mode, parameter, magnitude_parameter, levels, longest
+                )
                 if m < 0:
                     return m
+            if mode != MAPPED:
+                following += gap + 1
+                if following > behind:
+                    return OUT_OF_RANGE
+                indices[j] = following - 1
             if position > end:
                 return ENDS_EARLY
-            if m >= LARGEST:
+            if m >= LARGEST or (levels != 0 and m >= levels):
                 return OUT_OF_RANGE
             codes[j] = -(m + 1) if negative else m + 1
         start = stop

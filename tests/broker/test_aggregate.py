@@ -232,6 +232,21 @@ def test_one_liar_among_ten_is_not_followed(name: str, lane: str) -> None:
     assert (fold(RULES["fedavg"], lane, members).numbers < 0).all()
 
 
+@both_lanes
+def test_the_default_does_not_believe_who_claims_to_know_more_than_all_others(lane: str) -> None:
+    """Weights are what devices say of themselves: nine with 5 to 9 examples, and one with 4,096."""
+    honest = [made(lane, [0, 1, at + 2], [2, 3, 1]) for at in range(9)]
+    liar = made(lane, [0, 1, SIZE - 1], [3, 2, -3])
+    members = [Member((f"device-{at}", 1), update, 5 + at % 5) for at, update in enumerate(honest)]
+    steps = [
+        fold(RULES["guarded"], lane, [*members, Member(("liar", 1), liar, weight)]).numbers for weight in (7, 4_096)
+    ]
+    assert np.array_equal(*steps)
+    assert fold(RULES["fedavg"], lane, [*members, Member(("liar", 1), liar, 4_096)]).numbers[SIZE - 1] < -2.9
+    light = fold(RULES["guarded"], lane, [*members, Member(("liar", 1), liar, 1)]).numbers
+    assert abs(light[SIZE - 1]) < abs(steps[0][SIZE - 1]) < 0.5
+
+
 def test_fedavgm_goes_on_where_it_was_going() -> None:
     rule = RULES["fedavgm"]
     one = [Member(("cabin", 1), made("int8", [3], [10]), 9)]

@@ -416,3 +416,41 @@ def test_a_library_that_only_an_extra_brings_is_asked_for_in_one_line(home: Path
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == "Error: rich.console is not installed: pip install 'hedgerow[broker]'\n"
+
+
+def test_behind_each_round_stand_the_trials_of_its_version_where_rings_are_configured(home: Path) -> None:
+    config = home / "broker.toml"
+    config.write_text(
+        config.read_text("utf-8").replace("rings = []", "rings = [2, 5]").replace("tags = []", 'tags = ["a"]')
+    )
+    assert "Rounds 1 to 4 wait" in good("round", "open", "--count", 2, "--config", home)
+    listed = json.loads(good("round", "list", "--json", "--config", home))
+    assert [each["kind"] for each in listed] == ["training", "trial", "trial"] * 2
+    first, ring, last = listed[:3]
+    assert ("tags" in first["choice"], ring["choice"]["tags"]) == (False, ["a"])
+    assert (ring["cohort_max"], ring["updates_min"], last["cohort_max"], last["updates_min"]) == (2, 2, 5, 3)
+    assert (ring["ring"]["is_last"], last["ring"]["is_last"]) == (False, True)
+    trials = json.loads(good("round", "list", "--kind", "trial", "--status", "waiting", "--json", "--config", home))
+    assert [each["round_id"] for each in trials] == [2, 3, 5, 6]
+
+
+def test_the_operator_pauses_and_resumes(home: Path) -> None:
+    for command, paused in (("pause", True), ("resume", False)):
+        good("round", command, "--config", home)
+        with Store(home / "broker.db") as store:
+            assert store.stages.is_paused() is paused
+
+
+def test_what_cannot_be_promoted_or_gone_back_to_is_refused_in_one_line(home: Path) -> None:
+    for arguments, why in (
+        (("promote", 1), "version 1 is promoted: only a candidate can be promoted"),
+        (("promote", 9), "there is no version 9"),
+        (("rollback", 1), "version 1 is the newest"),
+        (("rollback",), "there is no version 0"),
+    ):
+        result = run("model", *arguments, "--config", home)
+        assert result.exit_code == 1
+        assert why in result.output
+        assert result.output.count("\n") == 1
+    assert json.loads(good("model", "list", "--stage", "promoted", "--json", "--config", home))[0]["model_version"] == 1
+    assert json.loads(good("model", "list", "--stage", "candidate", "--json", "--config", home)) == []

@@ -203,6 +203,16 @@ def test_who_has_left_is_not_waited_for_and_too_few_answers_promote_nothing():
     assert committed(hear(machine, other, tried(2, GOOD), AFTER + LASTS_MS)).put_out == 0
 
 
+def test_good_answers_that_are_too_few_promote_nothing_though_time_is_up():
+    machine = begin(training(), trial(cohort_max=3, updates_min=3))
+    ring = ring_of(summed(machine))
+    for device in ring[:2]:
+        hear(machine, device, tried(2, GOOD))
+    effects = machine.handle(Tick(), AFTER + LASTS_MS)
+    assert not [effect for effect in effects if isinstance(effect, CommitStage)]
+    assert ring_of(effects) == [ring[2]]
+
+
 def test_the_second_ring_tries_what_the_first_found_good_and_only_then_is_it_promoted():
     first = trial(2, updates_min=1, cohort_max=1, ring=Ring(0.02, 0.5, is_last=False))
     machine = begin(training(), first, trial(3))

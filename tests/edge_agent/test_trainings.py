@@ -7,12 +7,13 @@ import errno
 import msgspec
 import pytest
 
-from edge_agent import child, config, flash, trainer
+from edge_agent import child, config, flash, slots, trainer
 from edge_agent.disk import Directory
 from edge_agent.effects import Job, Trained
 from edge_agent.trainings import Trainings
 from tests.edge_agent.stage import PLAN, manifest
 from wire import keys
+from wire.messages import Trial
 
 JOB = Job("dev-1", 4, 1, PLAN, manifest().files, 0)
 
@@ -54,3 +55,16 @@ def test_a_card_that_fails_while_the_version_is_noted_ends_the_agent(trainings, 
     with pytest.raises(OSError, match="the card says no"):
         trainings.start(JOB)
     assert not trainings._trainings
+
+
+@pytest.mark.parametrize(("refused", "taken"), [("", 1), ("worse here", 0)])
+@pytest.mark.parametrize("lane", ["economy", "trial"])
+def test_what_the_child_found_no_worse_predicts_from_now_on_and_only_a_trial_is_told(trainings, lane, refused, taken):
+    job = msgspec.structs.replace(JOB, plan=msgspec.structs.replace(PLAN, lane=lane))
+    trainings.start(job)
+    (training,) = trainings._trainings
+    said = trainer.Answer(payload=b"update", num_examples=9, trial=Trial(0, 0, 0, refused))
+    ended = child.Ended(training.child, msgspec.to_builtins(said, builtin_types=(bytes,)), "", 1, 0.1, 0.1)
+    assert trainings.on_ended(ended).trial == (said.trial if lane == "trial" else None)
+    kept = slots.load(trainings._flash.disk)
+    assert (0 if kept is None else kept.now.version) == taken

@@ -12,6 +12,7 @@ from broker.energy import BOARDS, START_CORE_S, estimate
 from broker.field import fading
 from broker.groups import groups_of
 from broker.history import Counted, Extra, History, Mark, Step
+from broker.plots import say_accuracy
 from broker.rows import StoredUpdate
 
 DEVICES = ("cabin", "dune", "elm")
@@ -131,3 +132,13 @@ def test_drawing_tells_how_far_it_is(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     report.render(history(), tmp_path, show=lambda done, total: told.append((done, total)))
     assert told == [(number, 8) for number in range(9)]
+
+
+def test_a_version_that_was_rolled_back_is_shown_and_is_no_part_of_the_road(tmp_path: Path) -> None:
+    bad = Step(3, 4, 0.1, (Counted("cabin", 3, 500),), rolled_back=True)
+    lived = History(DEVICES, (*history().steps, bad))
+    assert say_accuracy(lived, Extra()) == (
+        "Accuracy goes from 0.400 to 0.700 in 3 rounds. 1 of their versions was rolled back."
+    )
+    before = (report.render(history(), tmp_path / "a").parent / "accuracy.png").read_bytes()
+    assert (report.render(lived, tmp_path / "b").parent / "accuracy.png").read_bytes() != before

@@ -39,7 +39,7 @@ PACKAGES = [
     "libpython3.11-stdlib",
     "python3.11-minimal",
 ]
-WHEELS = ["numpy==1.26.4", "click", "msgspec", "cbor2", "cryptography", "paho-mqtt", "pytest", "hypothesis"]
+WHEELS = ["numpy==1.26.4", "click", "msgspec", "cbor2", "cryptography", "pynacl", "paho-mqtt", "pytest", "hypothesis"]
 GOLDEN = ["wire/test_golden.py", *(f"engine/test_{what}.py" for what in ("codec", "train", "kernels_update"))]
 
 

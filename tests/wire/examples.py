@@ -135,4 +135,14 @@ EXAMPLES: dict[str, tuple[str, m.Message]] = {
         ),
     ),
     "label": (topics.dn(FLEET, DEVICE, "label"), m.Label(1234, 7)),
+    "claim": (
+        topics.claim(FLEET, "0123456789abcdef"),
+        m.Claim(DEVICE, "ed25519:" + "A" * 43, _digest("a proof") * 2, bytes(range(220))),
+    ),
+    "renew": (topics.up(FLEET, DEVICE, "renew"), m.Renew(bytes(range(220)))),
+    "certificate": (topics.dn(FLEET, DEVICE, "certificate"), m.Certificate(_digest("sealed"), bytes(range(250)))),
+    "certificate, refused": (
+        topics.dn(FLEET, DEVICE, "certificate"),
+        m.Certificate(_digest("sealed"), b"", "the token was used by another device"),
+    ),
 }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from wire.clock_floor import Tls
 from wire.dial import Dial
 from wire.server_url import Server
 
@@ -101,7 +102,7 @@ def test_who_does_not_answer_is_given_up_and_not_before(listener: socket.socket)
 
 
 def test_who_is_silent_in_the_tls_handshake_is_given_up(listener: socket.socket) -> None:
-    dial = Dial(server_at(listener.getsockname()[1]), ssl.create_default_context(), 0.3, time.monotonic())
+    dial = Dial(server_at(listener.getsockname()[1]), Tls(ssl.create_default_context()), 0.3, time.monotonic())
     began = time.monotonic()
     with pytest.raises(OSError, match="Connection timed out"):
         drive(dial)
@@ -110,7 +111,7 @@ def test_who_is_silent_in_the_tls_handshake_is_given_up(listener: socket.socket)
 
 
 def test_who_speaks_no_tls_is_an_error(listener: socket.socket) -> None:
-    dial = Dial(server_at(listener.getsockname()[1]), ssl.create_default_context(), 5.0, time.monotonic())
+    dial = Dial(server_at(listener.getsockname()[1]), Tls(ssl.create_default_context()), 5.0, time.monotonic())
     with listener.accept()[0] as other:
         other.sendall(b"SSH-2.0-OpenSSH_9.2p1\r\n")
         with pytest.raises(ssl.SSLError):

@@ -57,6 +57,13 @@ def test_signatures_are_those_of_rfc_8032(name: str) -> None:
     assert not verify(message + b"\x00", signature)
     assert not verify(message, signature[:-1])
     assert not verify(message, b"")
+    assert not message or not verify(message[1:], signature + message[:1])
+
+
+def test_a_key_of_small_order_verifies_nothing() -> None:
+    """Under the neutral point R = A and S = 0 would be a signature of every message."""
+    neutral = b"\x01" + bytes(31)
+    assert not keys.verifier(text_of(neutral))(b"anything", neutral + bytes(32))
 
 
 def test_a_signature_with_a_scalar_above_the_group_order_is_refused() -> None:

@@ -14,13 +14,16 @@ SHARD = topics.shard("pi-07")
 
 
 def test_every_message_has_a_topic_and_every_topic_a_message() -> None:
-    kinds = set(topics.UP_KINDS) | set(topics.DN_KINDS) | set(topics.SHARED_KINDS)
+    kinds = {*topics.UP_KINDS, *topics.DN_KINDS, *topics.SHARED_KINDS, topics.CLAIM}
     assert kinds == {kind.__struct_config__.tag for kind in get_args(messages.Message)}
 
 
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_the_topic_of_every_message_is_taken_apart_as_it_was_put_together(name: str) -> None:
     topic, message = EXAMPLES[name]
+    if isinstance(message, messages.Claim):
+        assert topic == topics.claim(*topics.parse_claim(topic))
+        return
     fleet, device_id, direction, kind = topics.parse(topic)
     assert kind == messages.kind_of(message)
     if device_id == topics.ALL:
@@ -34,6 +37,33 @@ def test_topics_stay_within_what_every_service_takes() -> None:
     topics.parse(longest)
     assert longest.count("/") <= limits.TOPIC_SLASHES_MAX
     assert len(longest) <= 256  # AWS IoT
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        topics.claim("barn", "0123456789abcde"),
+        topics.claim("barn", "0123456789ABCDEF"),
+        topics.claim("all", "0123456789abcdef"),
+        topics.claim("barn", "0123456789abcdef") + "/x",
+        topics.claim_answer("barn", "0123456789abcdef"),
+        topics.up("barn", "pi-07", "birth"),
+    ],
+)
+def test_a_topic_that_is_not_exactly_one_of_a_claim_is_none(wrong: str) -> None:
+    with pytest.raises(topics.TopicError):
+        topics.parse_claim(wrong)
+
+
+def test_neither_a_claim_nor_its_answer_is_a_topic_of_a_device() -> None:
+    for topic in (topics.claim("barn", "0123456789abcdef"), topics.claim_answer("barn", "0123456789abcdef")):
+        with pytest.raises(topics.TopicError):
+            topics.parse(topic)
+
+
+def test_no_device_bears_the_name_that_certificates_of_tokens_have() -> None:
+    with pytest.raises(topics.TopicError, match="claim"):
+        topics.check_name("device", topics.CLAIM)
 
 
 def test_the_shard_is_the_first_byte_of_sha_256() -> None:
