@@ -10,7 +10,7 @@ SEEDS := 1
 endif
 
 SHELL := /bin/bash
-.PHONY: bench-accuracy bench-asynchrony bench-attacks bench-aggregate bench-codec bench-demo bench-faults bench-finetune bench-qas bench-sim kernels test-aarch64 help demo test check format sim mutants model warm nightly clean
+.PHONY: deb test-arm bench-accuracy bench-asynchrony bench-attacks bench-aggregate bench-codec bench-demo bench-faults bench-finetune bench-qas bench-sim kernels test-aarch64 help demo test check format sim mutants model warm nightly clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -47,6 +47,12 @@ kernels: .venv/dev ## compile the kernels ahead of time for every target, as a r
 
 test-aarch64: .venv/dev ## the same bits on every target? aarch64 runs under emulation
 	@$(BIN)/python -m tests.targets.aarch64
+
+deb: kernels ## the Debian package of the agent for 64-bit ARM, in dist/; ARGS="--python 3.13" for trixie
+	@$(BIN)/python deploy/raspi/package.py $(ARGS)
+
+test-arm: .venv/dev ## install that package on an emulated ARM machine, and let it take part in two rounds (root; 5 minutes)
+	@$(BIN)/python -m tests.targets.arm
 
 warm: .venv/warm ## compile the kernels now rather than at first use
 
@@ -89,6 +95,7 @@ nightly: .venv/dev .venv/warm ## what takes longer than a test may
 	$(BIN)/python -m tests.fuzz_models 100000
 	$(BIN)/python -m tests.fuzz_codec 1000000
 	$(BIN)/python -m tests.targets.aarch64
+	$(BIN)/python -m tests.targets.arm
 	$(BIN)/python -m tests.real.gale --seconds 300
 
 clean: ## forget the environment and every cache in this folder

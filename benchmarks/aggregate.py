@@ -114,13 +114,13 @@ def main() -> None:
             rows += dense(n, size)
     if arguments.only in (None, "sparse"):
         rows += [_told(row) for row in sparse()]
-    ingest = _told(aggregate_ingest.measure()) if arguments.only in (None, "ingest") else None
+    ingest = [_told(row) for row in aggregate_ingest.measure()] if arguments.only in (None, "ingest") else []
     found = {
         "machine": machine(),
         "simd": simd(),
         "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
-        "rows": [*rows, *([ingest] if ingest else [])],
-        "targets": targets(rows, ingest),
+        "rows": [*rows, *ingest],
+        "targets": targets(rows, ingest[0] if ingest else None),
     }
     print(json.dumps(found) if arguments.json else "\n".join(table(found)))
 

@@ -9,8 +9,8 @@ in batches) and sends a signed receipt. The bare paho subscriber receives the sa
 seconds of either, threads and kernel included. Three rows:
 
     rice             Golomb-Rice coded, as the target asks
-    two processes    the same; devices are split by the first byte of SHA-256 of their id. One fleet has one coordinator,
-                     so each half is a fleet of its own, with its own `broker serve`, store and topics, on one server
+    two processes    the same; devices are split by the first byte of SHA-256 of their id. A fleet has one coordinator, so
+                     each half is a fleet of its own, with its own `broker serve`, store and topics, on one MQTT server
     context          context-coded
 
 With each row of one process go its stages, by themselves and in this process: microseconds an update.
@@ -197,7 +197,7 @@ def _started(stack: ExitStack, command: list[str], word: str) -> subprocess.Pope
     process = stack.enter_context(
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     )
-    stack.callback(process.terminate)
+    stack.callback(_end, process)
     assert process.stdout is not None, "it was started with a pipe"
     said: list[str] = []
     for line in process.stdout:
@@ -205,6 +205,11 @@ def _started(stack: ExitStack, command: list[str], word: str) -> subprocess.Pope
         if word in line:
             return process
     raise RuntimeError(f"{command} ended before it said {word}: {''.join(said)[-500:]}")
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    process.wait()  # before its log is closed, which somebody may be reading
 
 
 def _publish(port: int, sealed: list[tuple[str, bytes]], receipts: str) -> float:
@@ -288,9 +293,7 @@ def _stored_micros(directory: Path, update: Update) -> float:
     passes = []
     with Store(directory / "stages.db") as store:
         for number in range(1, PASSES + 1):
-            rows = [
-                UpdateRow(f"device-{at:05}", number, 1, 40, bytes(32), 3, 4, update.payload) for at in range(CALLS)
-            ]
+            rows = [UpdateRow(f"device-{at:05}", number, 1, 40, bytes(32), 3, 4, update.payload) for at in range(CALLS)]
             began_ns = time.process_time_ns()
             for at in range(0, CALLS, BATCH):
                 store.apply_all([StoreUpdate(row) for row in rows[at : at + BATCH]])

@@ -306,7 +306,8 @@ class _Fleet:
         """The lie, exactly as long as twice the median of the honest."""
         frame = self.ground.frame
         wanted = BOOST * float(np.median([_length(sent, frame) for sent in told]))
-        return np.rint(_steps(lie, frame) * (wanted / max(_length(lie, frame), 1e-9))).astype(np.int64)
+        steps: Delta = np.rint(_steps(lie, frame) * (wanted / max(_length(lie, frame), 1e-9))).astype(np.int64)
+        return steps
 
     def _replayed(self, device: _Device, graph: Any, number: int) -> Iterator[Update]:
         """The first update, byte for byte, which is known already; and as if it were this round's."""
@@ -343,8 +344,8 @@ def _features(frame: Frame, dataset: data.Dataset) -> data.Dataset:
 
 def _steps(sent: Sent, frame: Frame) -> Delta:
     """What an update says, in whole steps [P]."""
-    steps: Delta = dense(sent.update).astype(np.int64) * frame.unit
-    return steps
+    units: Delta = dense(sent.update).astype(np.int64)
+    return units * frame.unit
 
 
 def _length(sent: Sent, frame: Frame) -> float:

@@ -123,6 +123,19 @@ def revocation_list(authority: Authority, revoked: Iterable[tuple[int, float]], 
     return signed.public_bytes(Encoding.PEM)
 
 
+def read_list(path: Path, authority: Authority) -> dict[int, float]:
+    """The revoked in a file of this authority: serial number → when; none where there is no such file, or another's."""
+    if not path.exists():
+        return {}
+    try:
+        read = x509.load_pem_x509_crl(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CertificateError(f"{path} is no list of revoked certificates: move it away, and revoke again") from error
+    if not read.is_signature_valid(authority.key.public_key()):
+        return {}
+    return {entry.serial_number: entry.revocation_date_utc.timestamp() for entry in read}
+
+
 def save(path: Path, content: bytes, *, private: bool = False) -> None:
     """Replace a file: after a power cut it is the old one or the new one. A private one must not be there yet."""
     if private and path.exists():

@@ -107,7 +107,7 @@ class Claims:
         except (Refused, CertificateError) as refusal:
             reason = fit_reason(str(refusal))
             answer = Certificate(digest, b"", reason)
-            told = line("enrol-refused", device=asked.device_id, why=reason)
+            told = line("enrol-refused", device=asked.device_id, why=reason, cause=str(refusal.__cause__ or ""))
         else:
             answer = Certificate(digest, row.content)
         return [Publish(asked.answer_topic, envelope.seal(answer, asked.answer_topic, self._sign)), told]

@@ -15,7 +15,6 @@ Rules that keep finished work:
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -53,7 +52,7 @@ from broker.standing import Standings
 from broker.strangers import Strangers
 from broker.verdicts import judge
 from wire import envelope, topics
-from wire.messages import Birth, Death, Message, State, Telemetry, Update, Want
+from wire.messages import Birth, Death, Message, State, Telemetry, Update, Want, digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -177,7 +176,7 @@ class Coordinator:
     def _let_in(self, device_id: str, sealed: bytes, now_ms: int) -> list[Effect]:
         """It was told that nobody knows it, and is not any more: its birth is believed now, if it still is there."""
         seen = self._on_received(topics.up(self._id.fleet, device_id, "birth"), sealed, now_ms) if sealed else []
-        return [self._id.receipt(device_id, sealed, 0, "accepted", ""), *seen] if seen else []
+        return [self._id.receipt(device_id, digest_of(sealed), 0, "accepted", ""), *seen] if seen else []
 
     def _on_tick(self, now_ms: int) -> list[Effect]:
         if self._retry_at_ms is not None and now_ms >= self._retry_at_ms:
@@ -216,7 +215,7 @@ class Coordinator:
         except envelope.EnvelopeError as error:
             effects = self._refuse(error.reason)
             if address.kind == "update":
-                effects.append(self._id.receipt(address.device_id, payload, 0, "refused", str(error)))
+                effects.append(self._id.receipt(address.device_id, digest_of(payload), 0, "refused", str(error)))
             return effects
         return self._on_message(address.device_id, message, payload, now_ms)
 
@@ -255,10 +254,10 @@ class Coordinator:
         return self._refuse("want") if answer is None else answer
 
     def _on_update(self, device_id: str, update: Update, sealed: bytes, now_ms: int) -> list[Effect]:
-        digest = hashlib.sha256(sealed).digest()
+        digest = digest_of(sealed)
         known = self._last.get(device_id), self._book.opened, self._rollout.newest
         verdict, reason = judge(device_id, update, digest, known, identity=self._id, standings=self._standings)
-        receipt = self._id.receipt(device_id, sealed, update.round_id, verdict, reason)
+        receipt = self._id.receipt(device_id, digest, update.round_id, verdict, reason)
         if verdict != "accepted":
             return [*self._refuse(verdict), receipt]
         self._last[device_id] = Last(update.round_id, digest)

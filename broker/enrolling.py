@@ -79,6 +79,14 @@ def begin_under(config: Config, store: Store, chain: Path, addresses: tuple[str,
     return _equip(config, store, made, names, unix_s)
 
 
+def name_server(config: Config, store: Store, addresses: tuple[str, ...], unix_s: float) -> tuple[Path, Path]:
+    """Another certificate for the MQTT server, which has moved: (certificate, key); the key stays, if it is there.
+
+    Raises EnrolError or CertificateError.
+    """
+    return _pair(config, store, load(config), unix_s, name="server", addresses=addresses)
+
+
 def load(config: Config) -> Authority:
     """The fleet's authority. Raises EnrolError where there is none, CertificateError where it cannot be used."""
     cert, key = config.path(config.enroll.ca_cert), config.path(config.enroll.ca_key)
@@ -88,12 +96,15 @@ def load(config: Config) -> Authority:
 
 
 def issue(config: Config, name: str, key: EllipticCurvePublicKey, unix_s: float) -> CertificateRow:
-    """A device's certificate, not stored yet. Raises CertificateError, one sentence that a device may read."""
+    """A device's certificate, not stored yet. Raises CertificateError, whose sentence tells a device no more than that.
+
+    Its cause is for the log.
+    """
     try:
-        ours = load(config)
-    except EnrolError as error:
-        raise CertificateError("this fleet has no certificate authority: ask the operator") from error
-    return _row(name, authority.issue(ours, name, key, unix_s, lasts_s=config.enroll.days * authority.DAY_S))
+        issued = authority.issue(load(config), name, key, unix_s, lasts_s=config.enroll.days * authority.DAY_S)
+    except (EnrolError, CertificateError) as error:
+        raise CertificateError("the fleet's authority cannot issue now: the log of broker serve says why") from error
+    return _row(name, issued)
 
 
 def new_token(config: Config, store: Store, unix_s: float, *, url: str, device_id: str, lasts_s: float) -> str:
@@ -205,10 +216,12 @@ def _pair(
     config: Config, store: Store, made: Authority, unix_s: float, *, name: str, addresses: tuple[str, ...]
 ) -> tuple[Path, Path]:
     cert, key_file = config.path(f"{name}.crt"), config.path(f"{name}.tls.key")
-    key = certificates.new_key()
+    is_there = key_file.exists()
+    key = certificates.load_key(key_file) if is_there else certificates.new_key()
     issued = authority.issue(made, name, key.public_key(), unix_s, lasts_s=LONG_S, addresses=addresses)
     store.enrolments.put_certificate(_row(f"the {name}", issued))
-    authority.save(key_file, certificates.key_pem(key), private=True)
+    if not is_there:
+        authority.save(key_file, certificates.key_pem(key), private=True)
     # a server shows the whole way to the authority that its clients trust, but for that one itself
     authority.save(cert, certificates.pem([issued, *made.chain[:-1]]))
     return cert, key_file
@@ -216,7 +229,9 @@ def _pair(
 
 def _write_list(config: Config, store: Store, ours: Authority, unix_s: float) -> Path:
     path = config.path(config.enroll.revoked)
-    authority.save(path, authority.revocation_list(ours, store.enrolments.revoked(), unix_s))
+    # who is on it stays on it, although the store may have been restored from an older day
+    revoked = authority.read_list(path, ours) | dict(store.enrolments.revoked())
+    authority.save(path, authority.revocation_list(ours, sorted(revoked.items()), unix_s))
     return path
 
 

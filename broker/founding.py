@@ -40,9 +40,9 @@ url = {mqtt}                # embedded, mqtt://host:1883, or mqtts://host:8883 w
 port = 1883                   # of the embedded server; 0: any free one
 # username = "coordinator"
 # password_file = "mqtt.password"
-# ca_file = "ca.pem"
-# cert_file = "coordinator.pem"
-# key_file = "coordinator.tls-key.pem"
+# ca_file = "ca.crt"
+# cert_file = "coordinator.crt"
+# key_file = "coordinator.tls.key"
 
 [store]
 {store}

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from wire.messages import digest_of
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -40,7 +42,7 @@ class Strangers:
         if known:
             return []
         reason = f"not enrolled; the operator can add it: broker fleet add {address.device_id} KEY"
-        return [self._id.receipt(address.device_id, payload, 0, "unknown", reason)]
+        return [self._id.receipt(address.device_id, digest_of(payload), 0, "unknown", reason)]
 
     def knocked(self, fleet: Collection[str]) -> list[tuple[str, bytes]]:
         """Those of them that are in the fleet now, with their births; they are strangers no more."""

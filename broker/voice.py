@@ -12,7 +12,7 @@ import msgspec
 
 from broker.effects import Publish
 from wire import envelope, topics
-from wire.messages import Manifest, Plan, Receipt, Verdict, digest_of, fit_reason, kind_of
+from wire.messages import Manifest, Plan, Receipt, Verdict, fit_reason, kind_of
 
 if TYPE_CHECKING:
     from wire.messages import Message
@@ -44,6 +44,6 @@ class Identity(msgspec.Struct, frozen=True):
             message = msgspec.structs.replace(message, url=self.url)
         return Publish(topic, envelope.seal(message, topic, self.sign), retain=True)
 
-    def receipt(self, device_id: str, sealed: bytes, round_id: int, verdict: Verdict, reason: str) -> Publish:
-        """Tell a device what became of the message that arrived as `sealed`."""
-        return self.say(device_id, Receipt(digest_of(sealed), round_id, verdict, fit_reason(reason)))
+    def receipt(self, device_id: str, digest: bytes, round_id: int, verdict: Verdict, reason: str) -> Publish:
+        """Tell a device what became of the message whose sealed bytes have this digest."""
+        return self.say(device_id, Receipt(digest, round_id, verdict, fit_reason(reason)))

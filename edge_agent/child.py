@@ -35,7 +35,7 @@ _FRAME: Final = struct.Struct("<4sII")
 _MAGIC: Final = b"HANS"
 _PR_SET_PDEATHSIG: Final = 1
 # One thread each: a device has other work, and every thread reserves a stack and an arena.
-_ENVIRONMENT: Final = {
+ENVIRONMENT: Final = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "NUMBA_NUM_THREADS": "1",
@@ -67,7 +67,7 @@ class Child:
             [sys.executable, "-m", module, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **_ENVIRONMENT},
+            env={**os.environ, **ENVIRONMENT},
         )
         self._thread = threading.Thread(target=self._attend, name=module, daemon=True)
         self._thread.start()
@@ -96,7 +96,7 @@ class Child:
         peak_rss_kb, answer = _unframe(framed) or (usage.ru_maxrss, None)
         cpu_s = usage.ru_utime + usage.ru_stime
         wall_s = time.monotonic() - self._began
-        self._post(Ended(self, answer, "" if answer else _why(code), peak_rss_kb, cpu_s, wall_s))
+        self._post(Ended(self, answer, "" if answer else why(code), peak_rss_kb, cpu_s, wall_s))
 
 
 def begin() -> tuple[Any, Callable[[Any], None]]:
@@ -104,11 +104,8 @@ def begin() -> tuple[Any, Callable[[Any], None]]:
 
     Everything else that writes to stdout from now on lands in the log. Exits when the parent is gone already.
     """
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != int(sys.argv[1]):
-        raise SystemExit("the agent that started this child is gone")
+    tie_to_parent()
     os.nice(10)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     out = os.dup(1)
     os.dup2(2, 1)
 
@@ -118,6 +115,14 @@ def begin() -> tuple[Any, Callable[[Any], None]]:
             file.write(_FRAME.pack(_MAGIC, len(content), zlib.crc32(content)) + content)
 
     return cbor2.loads(sys.stdin.buffer.read()), answer
+
+
+def tie_to_parent() -> None:
+    """Die with the agent from now on, and leave no core file. Exits when it is gone already."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != int(sys.argv[1]):
+        raise SystemExit("the agent that started this child is gone")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _peak_rss_kb() -> int:
@@ -138,13 +143,14 @@ def _unframe(framed: bytes) -> tuple[int, Any] | None:
     return peak_rss_kb, answer
 
 
-def _why(code: int) -> str:
+def why(code: int) -> str:
+    """A sentence for an exit status without an answer."""
     if code >= 0:
         return f"the child ended with status {code} and without an answer; its complaint is in the log"
     name = signal.Signals(-code).name
     hint = {
         "SIGKILL": "killed, by the agent or by a kernel that ran out of memory",
-        "SIGABRT": "it gave up, most often because the plan's memory limit is too low",
-        "SIGSEGV": "it crashed, most often because the plan's memory limit is too low",
+        "SIGABRT": "it gave up, most often because its memory limit is too low",
+        "SIGSEGV": "it crashed, most often because its memory limit is too low",
     }
     return f"the child was ended by {name}: {hint.get(name, 'see the log')}"

@@ -53,6 +53,50 @@ def keygen(device_id: str, fleet: str, url: str, coordinator: str, directory: Pa
 
 
 @main.command()
+@click.option("--token", required=True, metavar="TEXT", help="What broker enroll token printed; - reads it from stdin.")
+@click.option("--id", "device_id", default="", metavar="ID", help="Default: the token's, else one made of the key.")
+@click.option("--dir", "directory", default=".", type=click.Path(path_type=Path), help="Where to; default: here.")
+def enroll(token: str, device_id: str, directory: Path) -> None:
+    """Claim a place in a fleet: makes both keys, gets the certificate, writes agent.toml.
+
+    Can be repeated with the same token until it is done; keys that are there are used again.
+
+    Exit status: 0 in the fleet, 1 not.
+    """
+    import sys
+    import time
+
+    from edge_agent import config
+    from edge_agent import enroll as enrolling
+
+    try:
+        done = enrolling.enroll(sys.stdin.read(10_000) if token == "-" else token, directory, device_id)  # noqa: S105
+    except (enrolling.EnrolError, config.ConfigError, ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    ends = time.strftime("%Y-%m-%d", time.gmtime(done.ends_unix_s))
+    click.echo(f"{done.device_id} is in fleet {done.fleet}; its certificate ends on {ends}\nwrote {done.config_path}")
+
+
+@main.command()
+@_config
+def renew(path: Path) -> None:
+    """Get another certificate once two thirds of this one's life are over; a timer asks every day.
+
+    Exit status: 0 renewed, or not due yet; 1 neither.
+    """
+    import time
+
+    from edge_agent import enroll as enrolling
+
+    try:
+        done, when = enrolling.renew(_load(path))
+    except (enrolling.EnrolError, ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    day = time.strftime("%Y-%m-%d", time.gmtime(when))
+    click.echo("renewed" if done else f"not due until {day}")
+
+
+@main.command()
 @_config
 def run(path: Path) -> None:
     """Run the agent until SIGTERM or SIGINT; its log goes to stdout.
@@ -134,6 +178,7 @@ def add(source: Path, path: Path, as_json: bool) -> None:
     import json
 
     from edge_agent.samples import SamplesError
+    from edge_agent.sources.settings import SourceError
 
     try:
         from edge_agent.sources import files
@@ -142,7 +187,7 @@ def add(source: Path, path: Path, as_json: bool) -> None:
     config = _load(path)
     try:
         added = files.add_npz(source, config.samples_path, config.samples.capacity)
-    except (files.SourceError, SamplesError, OSError) as error:
+    except (SourceError, SamplesError, OSError) as error:
         raise click.ClickException(str(error)) from error
     first, last = added.numbers
     text = f"added {added.windows} windows, numbers {first} to {last}; {added.labelled} labelled in all"
@@ -151,6 +196,24 @@ def add(source: Path, path: Path, as_json: bool) -> None:
         if as_json
         else text
     )
+
+
+@samples.command("label")
+@click.argument("window", type=click.IntRange(min=1))
+@click.argument("label", type=click.IntRange(0, 65_535))
+@_config
+def label_window(window: int, label: int, path: Path) -> None:
+    """Give the window that a prediction named WINDOW its LABEL: it trains from now on. It may come late.
+
+    Exit status: 0 labelled, 1 it is not there any more, or has a label.
+    """
+    from edge_agent import predictions
+    from edge_agent.samples import SamplesError
+
+    try:
+        predictions.teach(_load(path), window, label)
+    except (SamplesError, OSError) as error:
+        raise click.ClickException(str(error)) from error
 
 
 @samples.command()

@@ -7,12 +7,13 @@ Paths are relative to the file. `SAMPLE` is what `edge-agent keygen` writes.
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple, TypeAlias
+from typing import Annotated, Any, Final, NamedTuple, TypeAlias, get_args
 
 import msgspec
 from msgspec import Meta, Struct
 
 from edge_agent import budget
+from edge_agent.sources.settings import Settings
 from wire import keys, topics
 
 _MEMORY_MB: Final = Meta(ge=16, le=1 << 20)
@@ -84,6 +85,12 @@ class Telemetry(Struct, frozen=True, forbid_unknown_fields=True):
     every_s: Annotated[int, Meta(ge=10, le=7 * 24 * 3600)] = 300
 
 
+class HomeAssistant(Struct, frozen=True, forbid_unknown_fields=True):
+    """Section `[home_assistant]`: it is there where Home Assistant shall find the device by itself."""
+
+    prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*\Z", max_length=64)] = "homeassistant"
+
+
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file."""
 
@@ -92,11 +99,18 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     samples: Samples = Samples()
     budget: Budget = Budget()
     telemetry: Telemetry = Telemetry()
+    source: Settings | None = None
+    home_assistant: HomeAssistant | None = None
 
     @property
     def samples_path(self) -> Path:
         """The file of the device's own examples."""
         return self.device.state / "samples"
+
+    @property
+    def waiting_path(self) -> Path:
+        """The file of windows that the source brought, and that wait for a label."""
+        return self.device.state / "waiting"
 
 
 SAMPLE: Final = """\
@@ -105,15 +119,15 @@ SAMPLE: Final = """\
 [device]
 id = "{id}"
 fleet = "{fleet}"
-key = "{id}.key"                # private: nobody else may read it, nobody needs a copy
+key = "{key}"                # private: nobody else may read it, nobody needs a copy
 coordinator_key = "{coordinator_key}"
-state = "{id}-state"            # samples, models and the outbox: all that the agent writes
+state = "{state}"            # samples, models and the outbox: all that the agent writes
 
 [mqtt]
 url = "{url}"
 # username = "{id}"
 # password_file = "password"    # one line
-# ca_file = "ca.pem"            # with mqtts:// only; also cert_file and key_file
+{tls}
 
 [samples]
 held_out_rate = 0.2             # this share of the labelled windows measures, and never trains
@@ -132,7 +146,18 @@ memory_mb = 512
 
 [telemetry]
 every_s = 300
+
+# [source]                      # what is watched, day and night; without this section nothing is
+# kind = "directory"            # or replay, mqtt, serial, i2c
+# path = "incoming"             # of directory, replay, serial; new .npy, .npz and .csv files are read, each once
+# window = [80, 3]              # 80 samples of 3 numbers: the shape that the model takes
+# hop = 40                      # samples from one window to the next
+# keep_every = 1                # one window in so many is kept until its label comes
+
+# [home_assistant]              # Home Assistant finds the device by itself
+# prefix = "homeassistant"
 """
+NO_TLS: Final = '# ca_file = "ca.pem"            # with mqtts:// only; also cert_file and key_file'
 
 
 def load(path: Path) -> Config:
@@ -181,9 +206,9 @@ def make(directory: Path, device_id: str, fleet: str, url: str, coordinator_key:
         keys.save_private(key, seed)
     except keys.KeyTextError as error:
         raise ConfigError(str(error)) from error
-    path.write_text(
-        SAMPLE.format(id=device_id, fleet=fleet, coordinator_key=coordinator_key, url=url), encoding="utf-8"
-    )
+    given = {"id": device_id, "fleet": fleet, "coordinator_key": coordinator_key, "url": url}
+    names = {"key": f"{device_id}.key", "state": f"{device_id}-state", "tls": NO_TLS}
+    path.write_text(SAMPLE.format(**given, **names), encoding="utf-8")
     return Made(path, keys.public_text(seed))
 
 
@@ -206,6 +231,7 @@ def _check(path: Path, config: Config) -> None:
         ("[device] fleet", lambda: topics.check_name("fleet", config.device.fleet)),
         ("[device] coordinator_key", lambda: keys.verifier(config.device.coordinator_key)),
         ("[mqtt] url", lambda: parse_url(config.mqtt.url)),
+        ("[source]", lambda: config.source and config.source.check()),
     )
     for where, check in checks:
         try:
@@ -234,7 +260,7 @@ def _check_keys(path: Path, section: str, table: dict[str, Any], kind: type[Stru
         if not section:
             if not isinstance(value, dict):
                 raise ConfigError(f"{path}: {key!r} is a section: write [{key}] on a line of its own")
-            _check_keys(path, key, value, known[key])
+            _check_keys(path, key, value, (get_args(known[key]) or (known[key],))[0])  # of a section or None
 
 
 def _in_words(complaint: str) -> str:

@@ -116,8 +116,29 @@ def _state(config: Config) -> str:
 
 def _clock(_config: Config) -> str:
     if time.time() < CLOCK_MIN_S:
-        raise Wrong("the clock stands before 2024: TLS certificates will not verify until it is set (timedatectl)")
+        raise Wrong("the clock stands before 2024: set it (timedatectl); until then our own certificate tells the time")
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+
+
+def _certificate(config: Config) -> str:
+    from wire.certificates import CertificateError, common_name, lifetime, load_chain
+
+    file = config.mqtt.cert_file
+    if file is None:
+        return "none, and none is needed where [mqtt] names none"
+    try:
+        own = load_chain(file)[0]
+    except CertificateError as error:
+        raise Wrong(str(error)) from error
+    starts, ends = lifetime(own)
+    day = time.strftime("%Y-%m-%d", time.gmtime(ends))
+    if common_name(own) != config.device.id:
+        raise Wrong(f"{file} is for {common_name(own)!r}, and this is {config.device.id}: the MQTT server goes by it")
+    if time.time() >= ends:
+        raise Wrong(f"{file} ended on {day}: edge-agent enroll with another token brings the next")
+    if time.time() >= starts + (ends - starts) * 0.75:
+        raise Wrong(f"{file} ends on {day} and should be renewed by now: does edge-agent-renew.timer run?")
+    return f"for {config.device.id}, until {day}"
 
 
 def _mqtt(config: Config) -> str:
@@ -191,6 +212,7 @@ CHECKS: Final[tuple[tuple[str, Callable[[Config], str], bool], ...]] = (
     ("key", _key, True),
     ("state", _state, True),
     ("clock", _clock, False),
+    ("certificate", _certificate, False),
     ("mqtt", _mqtt, True),
     ("samples", _samples, True),
     ("budget", _budget, True),

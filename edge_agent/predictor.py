@@ -66,7 +66,8 @@ def main() -> int:
 def _predict(root: Path, source: Path) -> Prediction:
     import numpy as np
 
-    from edge_agent.sources.files import SourceError, read_npz
+    from edge_agent.sources.files import read_npz
+    from edge_agent.sources.settings import SourceError
     from engine import frozen
     from engine.frame import frame_of
     from engine.models import tflite
@@ -76,11 +77,11 @@ def _predict(root: Path, source: Path) -> Prediction:
     model = flash.load_model(disk) if kept is None else kept.now  # none is taken into use before a child has tried it
     if model is None:
         raise PredictionError(f"no model is on flash under {root} yet: it comes with the first round that trains here")
-    data, raw = (_content(disk, model, name) for name in (MODEL_FILE, PARAMS_FILE))
+    data, raw = (content_of(disk, model, name) for name in (MODEL_FILE, PARAMS_FILE))
     try:
         windows, labels = read_npz(source)
         frame = frame_of(data, model.train)
-        whole = frame.file_with(_with_own(disk, frame, raw))
+        whole = frame.file_with(own_params(disk, frame, raw))
         answers = frozen.predict(whole, tflite.read(whole), windows)
     except SourceError as error:
         raise PredictionError(str(error)) from error
@@ -89,7 +90,7 @@ def _predict(root: Path, source: Path) -> Prediction:
     return Prediction(model.version, [int(label) for label in answers], correct, int(np.count_nonzero(known)))
 
 
-def _with_own(disk: Disk, frame: Frame, raw: bytes) -> bytes:
+def own_params(disk: Disk, frame: Frame, raw: bytes) -> bytes:
     """The version's parameters, with the layers that are this device's own, if it has such."""
     from edge_agent import residuals
     from engine.models.scheme import dump_params, load_params
@@ -101,7 +102,8 @@ def _with_own(disk: Disk, frame: Frame, raw: bytes) -> bytes:
     return dump_params(frame.suffix, with_own(load_params(frame.suffix, raw), own))
 
 
-def _content(disk: Disk, model: flash.Model, name: str) -> bytes:
+def content_of(disk: Disk, model: flash.Model, name: str) -> bytes:
+    """One file of this version. Raises PredictionError where it is not whole on flash."""
     data = flash.read_model_file(disk, model.files, name)
     if data is None:
         raise PredictionError(f"{name} of version {model.version} is not whole on flash: wait for the next round")

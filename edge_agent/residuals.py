@@ -73,7 +73,7 @@ def read(kept: bytes | None, plan: Plan, frame: Frame) -> tuple[Left, str]:
 def own_of(kept: bytes, frame: Frame) -> Own | None:
     """The layers of its own that a kept file holds; None where it holds none that fit."""
     from engine import own
-    from engine.codec.header import CodecError
+    from engine.codec.error import CodecError
 
     mine, _ = _parted(kept, _OWN)
     try:

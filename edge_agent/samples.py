@@ -64,6 +64,7 @@ class Samples:
         self.window_bytes = 4 * math.prod(self.shape)
         self._record_bytes = _RECORD.size + self.window_bytes
         self._counted: tuple[tuple[int, int], int] | None = None
+        self._newest = 0  # as we left it; others may have written since
 
     def append(self, window: bytes, label: int = UNKNOWN) -> int:
         """Keep one window of little-endian float32 and return its number, which a later label names."""
@@ -73,14 +74,15 @@ class Samples:
                 f"not {len(window)} bytes with label {label}"
             )
         with self._locked() as descriptor:
-            number = max((number for number, _ in self._heads(descriptor)), default=0) + 1
+            number = self._next(descriptor)
             self._write(descriptor, number, label, window)
+            self._newest = number
         return number
 
     def extend(self, windows: Sequence[bytes], labels: Sequence[int]) -> range:
         """Keep many windows, oldest first, and return their numbers."""
         with self._locked() as descriptor:
-            first = max((number for number, _ in self._heads(descriptor)), default=0) + 1
+            first = self._next(descriptor)
             for offset, (window, label) in enumerate(zip(windows, labels, strict=True)):
                 assert len(window) == self.window_bytes, "one call brings windows of one shape"
                 self._write(descriptor, first + offset, label, window)
@@ -106,10 +108,28 @@ class Samples:
                 self._counted = (stamp, sum(label != UNKNOWN for _, label in self._heads(file.fileno())))
         return self._counted[1]
 
+    def read(self, number: int) -> tuple[bytes, int] | None:
+        """(the window with this number, its label); None when it is not, or no longer, in the store."""
+        with self._locked() as descriptor:
+            record = os.pread(descriptor, self._record_bytes, self._offset(number)) if number > 0 else b""
+        if not _is_whole(record, self._record_bytes) or _number(record) != number:
+            return None
+        return record[_RECORD.size :], _RECORD.unpack_from(record)[1]
+
     def sync(self) -> None:
         """Return when all that was appended is on flash."""
         with self._locked() as descriptor:
             os.fsync(descriptor)
+
+    def _next(self, descriptor: int) -> int:
+        """The number of the next window. All heads are read only where somebody else may have written."""
+        if self._newest and self._is_at(descriptor, self._newest) and not self._is_at(descriptor, self._newest + 1):
+            return self._newest + 1
+        return max((number for number, _ in self._heads(descriptor)), default=0) + 1
+
+    def _is_at(self, descriptor: int, number: int) -> bool:
+        head = os.pread(descriptor, _RECORD.size, self._offset(number))
+        return len(head) == _RECORD.size and _number(head) == number
 
     def _heads(self, descriptor: int) -> Iterator[tuple[int, int]]:
         """(number, label) of every record that has the right place; the newest only if it is whole."""

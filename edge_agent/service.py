@@ -23,11 +23,15 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 import msgspec
 
-from edge_agent import child, config, effects, flash, host, samples, slots, status, story, storyfile, traffic
+from edge_agent import budget, child, config, effects, flash, host, samples, slots, status, story, storyfile, traffic
+from edge_agent import predictions as watch
 from edge_agent.agent import Agent, Identity
 from edge_agent.disk import FULL, Directory
+from edge_agent.home_assistant import HomeAssistant
 from edge_agent.log import log
 from edge_agent.ranges import Fetcher
+from edge_agent.stream import Gone
+from edge_agent.systemd import Notifier
 from edge_agent.trainings import Trainings
 from wire import keys, topics
 from wire.link import Arrived, Link, LinkDown, LinkEvent, LinkUp
@@ -59,7 +63,7 @@ class Tell(msgspec.Struct, frozen=True):
 FileEffect: TypeAlias = (
     effects.OpenFile | effects.WriteChunk | effects.SealFile | effects.WritePatch | effects.DropPatch
 )
-Item: TypeAlias = "Event | LinkDown | child.Ended | Tell | Stop"
+Item: TypeAlias = "Event | LinkDown | child.Ended | watch.Event | Tell | Stop"
 
 
 def run(settings: config.Config) -> None:
@@ -105,6 +109,7 @@ class Service:
         self._story = story.Story(_life(settings))
         self._ledger = traffic.Ledger(self._flash.disk, settings.budget.limits())
         self._began = time.monotonic()
+        self._systemd = Notifier()
         self._connection = 0  # written by the link's thread alone
         self._trainings = Trainings(settings, self._flash, self._inbox.put)
         self._fetcher = Fetcher(self._inbox.put, self._ledger.meter.on_fetched, settings.mqtt.ca_file)
@@ -117,7 +122,9 @@ class Service:
         self._next_reading_ms = 0
         self._next_status_ms = 0
         self._shown: dict[str, Any] = {}
+        self._predictions = watch.Predictions(settings, self._inbox.put)
         self._agent, self._link = self._assemble()
+        self._home = HomeAssistant(settings, self._predictions.topic, self._link.publish)
 
     def _assemble(self) -> tuple[Agent, Link]:
         device, mqtt = self._settings.device, self._settings.mqtt
@@ -133,7 +140,7 @@ class Service:
         link = Link(
             mqtt.url,
             f"{device.fleet}-{device.id}",
-            filters=topics.device_filters(device.fleet, device.id),
+            filters=topics.device_filters(device.fleet, device.id) + self._predictions.filters,
             will=self._next_will,
             post=self._post,
             jitter=_jitter(),  # of its own: it draws in its own thread, and the machine's draws are in the story
@@ -156,12 +163,14 @@ class Service:
                 self._on_item(item)
             ending = item.signal_name
             if self._link_reason is None:  # first, so that presence is right although no will is published
+                self._home.goodbye(self._look())
                 self._link.publish(*self._agent.last_will(self._connection))
         except Exception as error:
             ending = storyfile.ending_of(error)
             raise
         finally:
             self._trainings.stop("the agent ends")
+            self._predictions.stop()
             self._fetcher.stop()
             self._link.stop()
             self._leave(ending)
@@ -181,9 +190,12 @@ class Service:
         self._handle(effects.Booted())
         self._handle(self._reading())
         self._link.start()
+        self._predictions.start(self._link.publish)
+        self._systemd.ready(f"device {self._settings.device.id}")
         log("ready", pid=os.getpid(), device=self._settings.device.id, rss_kb=_rss_kb())
 
     def _leave(self, ending: str) -> None:
+        self._systemd.ends()
         log("end", reason=ending)
         self._link_reason = "the agent has ended"
         self._tell(ending)
@@ -204,6 +216,7 @@ class Service:
     def _next(self) -> Item:
         """The next event: a due reading or tick, or else whatever comes before those are due."""
         now = self._now_ms()
+        self._systemd.goes_on()
         if now >= self._next_status_ms:
             self._show(now)
         if now >= self._next_reading_ms or self._ledger.has_moved():
@@ -220,7 +233,7 @@ class Service:
         except queue.Empty:
             return self._next()
 
-    def _on_item(self, item: Event | LinkDown | child.Ended | Tell) -> None:
+    def _on_item(self, item: Event | LinkDown | child.Ended | watch.Event | Tell) -> None:
         match item:
             case LinkDown(reason=reason):
                 self._link_reason = reason
@@ -233,6 +246,8 @@ class Service:
             case child.Ended():
                 if (meant := self._trainings.on_ended(item)) is not None:
                     self._handle(meant)
+            case Gone() | watch.LabelCame() | watch.Again():
+                self._predictions.on_event(item)
             case Tell():
                 self._tell(story.ASKED)
             case _:
@@ -243,7 +258,7 @@ class Service:
         match event:
             case LinkUp():
                 self._inbox.put(effects.Connected(self._connection))
-            case Arrived(topic=topic, payload=payload):
+            case Arrived(topic=topic, payload=payload) if not self._predictions.takes(topic, payload):
                 if self._inbox.qsize() < INBOX_MAX:
                     self._inbox.put(effects.Received(topic, payload))
                 else:
@@ -261,7 +276,7 @@ class Service:
         self._host = host.read()
         self._num_examples = self._count_labelled()
         account = self._ledger.look()
-        return effects.Reading(
+        reading = effects.Reading(
             **self._host._asdict(),
             num_examples=self._num_examples,
             bytes_up=self._link.bytes_up,
@@ -270,6 +285,8 @@ class Service:
             month_bytes_left=account.month_left,
             traffic=account.total,
         )
+        self._predictions.spend(spent=budget.spent(self._settings.budget.limits(), reading) is not None)
+        return reading
 
     def _count_labelled(self) -> int:
         try:
@@ -349,6 +366,7 @@ class Service:
         """Leave the status if it says something new. A full disk is no reason to stop working."""
         self._next_status_ms = now_ms + status.WRITE_MS_MIN
         look = self._look()
+        self._home.tell(look, now_ms)
         shown = {key: value for key, value in msgspec.structs.asdict(look).items() if key not in _VOLATILE}
         if shown == self._shown:
             return
@@ -385,6 +403,7 @@ class Service:
             rss_kb=_rss_kb(),
             note=self._trainings.note,
             account=self._ledger.shown(),
+            watching=self._predictions.look(),
         )
 
     def _now_ms(self) -> int:

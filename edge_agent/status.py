@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from edge_agent import flash, traffic
+from edge_agent import flash, predictions, traffic
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,6 +46,7 @@ class Status(Struct, frozen=True):
     rss_kb: Annotated[int, Meta(ge=0)]
     note: str = ""  # what the last training wanted to say: how its update was made to fit, what was lost
     account: traffic.Shown = traffic.Shown()  # of bytes, since the device was enrolled
+    watching: predictions.Shown = predictions.Shown()  # what the source brings
 
 
 class StatusError(Exception):
@@ -93,6 +94,7 @@ def as_lines(status: Status, *, running: bool) -> list[str]:
         f"outbox: {outbox}" if status.outbox_bytes else "outbox: empty",
         f"{status.num_examples} labelled examples",
         f"last training: {status.note}" if status.note else "",
+        *predictions.as_lines(status.watching),
         f"{status.bytes_up} bytes sent, {status.bytes_down} received, {status.reconnects} reconnections",
         f"not believed: {refused}" if refused else "",
         (

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from engine.frame import Frame
 
 WINDOWS: Final = 16
+ONE_BELOW: Final = np.float32(1.0 / 8_388_608)  # 2^-23, exactly
 
 
 def golden(frame: Frame, params: bytes) -> bytes:
@@ -47,7 +48,7 @@ def made_up(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     drawn = _splitmix64(math.prod(shape)).reshape(shape)
     if dtype == np.int8:
         return drawn.astype(np.uint8).view(np.int8)
-    return (drawn >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-23) - np.float32(1.0)
+    return (drawn >> np.uint64(40)).astype(np.float32) * ONE_BELOW - np.float32(1.0)
 
 
 def _splitmix64(count: int) -> NDArray[np.uint64]:

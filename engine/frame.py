@@ -23,7 +23,6 @@ from engine.models.scheme import (
     shapes_of,
     units_of,
 )
-from engine.train import with_constants
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,6 +58,8 @@ class Frame:
 
     def graph_with(self, params: NDArray[Any]) -> Graph:
         """The graph of a version: the base with these parameters [P] in their places. Raises ModelError."""
+        from engine.train import with_constants  # brings the kernels, which a child that only predicts has no use for
+
         return with_constants(self.graph, constants_of(self.graph, self.suffix, params))
 
     def file_with(self, published: bytes) -> bytes:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from engine.codec.header import CodecError
+from engine.codec.error import CodecError
 from engine.models.graph import ModelError
 
 if TYPE_CHECKING:

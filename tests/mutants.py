@@ -41,6 +41,7 @@ FLEET_TESTS = (
     "tests/broker/test_buffered.py",
     "tests/broker/test_standing.py",
     "tests/broker/test_rollout.py",
+    "tests/edge_agent/test_held_estimate.py",
 )
 PARALLEL = 2
 TIMEOUT_S = 600
@@ -49,6 +50,16 @@ NUMBERS_TESTS = (
     "tests/engine/test_steps.py",
     "tests/engine/test_residual.py",
     "tests/engine/test_master.py",
+    "tests/edge_agent/test_trainer.py",
+)
+DRIFT_TESTS = (
+    "tests/engine/test_drift.py",
+    "tests/engine/test_control.py",
+    "tests/engine/test_estimate.py",
+    "tests/broker/test_estimates.py",
+    "tests/broker/test_hardened.py",
+    "tests/edge_agent/test_held_estimate.py",
+    "tests/edge_agent/test_own.py",
     "tests/edge_agent/test_trainer.py",
 )
 ROLLOUT_TESTS = (
@@ -80,6 +91,15 @@ RULES_TESTS = (
 )
 RULES = ("engine/ring.py", "engine/robust.py", "broker/aggregate/", "firmware_sim/lineage.py")
 STORE = ("broker/postgres.py", "broker/lease.py", "broker/backup.py", "broker/store.py")
+DRIFT = (
+    "engine/codec/estimate.py",
+    "engine/drift.py",
+    "engine/control.py",
+    "engine/own.py",
+    "broker/estimates.py",
+    "broker/admission.py",
+    "broker/aggregate/reading.py",
+)
 ROLLOUT = (
     "broker/rollout.py",
     "broker/stages.py",
@@ -297,17 +317,17 @@ MUTANTS = (
         "forgets after a restart what was stored and not counted",
     ),
     Mutant(COORDINATOR, "self._last = dict(snapshot.last)", "self._last = {}", "forgets after a restart who reported"),
-    Mutant(COORDINATOR, "effects: list[Effect] = [StoreEpoch(self._epoch)]", "effects: list[Effect] = []", "no epoch"),
+    Mutant(COORDINATOR, "[StoreEpoch(self._epoch), *self._rollout.share()]", "[*self._rollout.share()]", "no epoch"),
     Mutant(
         COORDINATOR,
-        "[commit, self._id.share(self._manifest)]",
-        "[self._id.share(self._manifest), commit]",
+        "told: list[Effect] = [CommitRound(row, manifest, done, self._members)]",
+        "told: list[Effect] = [*self._rollout.share(), CommitRound(row, manifest, done, self._members)]",
         "shows a version before it is committed",
     ),
     Mutant(
         COORDINATOR,
-        "[StoreRound(row), *plan_told,",
-        "[*plan_told,",
+        "return [*closed, StoreRound(row), *plan_told,",
+        "return [*closed, *plan_told,",
         "opens a round without storing it",
     ),
     Mutant(
@@ -325,8 +345,8 @@ MUTANTS = (
     # the coordinator: rounds that the operator gives up
     Mutant(
         COORDINATOR,
-        "return [StoreRound(row), *(self._open_or_idle(now_ms) if self._up else [])]",
-        "return self._open_or_idle(now_ms) if self._up else []",
+        "return [self._give_up(current), *(self._open_or_idle(now_ms) if self._up else [])]",
+        "self._give_up(current); return self._open_or_idle(now_ms) if self._up else []",
         "does not store that a round was cancelled",
     ),
     Mutant(
@@ -337,27 +357,27 @@ MUTANTS = (
     ),
     Mutant(
         COORDINATOR,
-        "return self._end_unwanted(now_ms)",
+        "return [*self._end_unwanted(now_ms), *self._do_wish(now_ms)]",
         "return []",
         "forgets a cancellation that came while the sum was under way",
     ),
     Mutant(
         ROUNDS,
-        "in_order(row for row in waiting if row.round_id not in unwanted)",
-        "in_order(waiting)",
+        "_in_order(row for row in asked if row.round_id not in unwanted)",
+        "_in_order(asked)",
         "opens a round that was withdrawn",
     ),
     # the coordinator: who is there, and when a round ends
     Mutant(
         COORDINATOR,
-        "            return [seen, self._offer(device_id)]  # it may",
+        "            return [seen, *self._offer(device_id)]  # it may",
         "            return [seen]  # it may",
         "does not offer the round again to a device that comes back",
     ),
     Mutant(
         COORDINATOR,
-        "settled = self._settled_at_ms is None or now_ms >= self._settled_at_ms",
-        "settled = True",
+        "if self._settled_at_ms is not None and now_ms < self._settled_at_ms:",
+        "if False:",
         "closes before it knows who is there",
     ),
     Mutant(
@@ -374,8 +394,8 @@ MUTANTS = (
     ),
     Mutant(
         COORDINATOR,
-        "effects += [self._id.share(self._manifest), self._tell_plan(current.row.plan)]",
-        "pass",
+        "effects += [*self._rollout.share(), self._tell_plan(current.row.plan), *self._announce(now_ms)]",
+        "effects += self._announce(now_ms)",
         "does not say again what the MQTT server lost",
     ),
     Mutant(VOICE, "verdict, fit_reason(reason)", "verdict, reason[:160]", "lets control characters into a reason"),
@@ -504,9 +524,9 @@ MUTANTS = (
         "changes the scales under an update that is stored",
     ),
     Mutant(
-        COORDINATOR,
-        "plan = msgspec.structs.replace(waiting.plan, scale_epoch=self._manifest.scale_epoch)",
-        "plan = waiting.plan",
+        ROUNDS,
+        "plan = replace(row.plan, scale_epoch=newest.scale_epoch)",
+        "plan = row.plan",
         "opens a round in scales that are over",
     ),
     Mutant(
@@ -939,6 +959,126 @@ MUTANTS = (
         "wish.rule_ranks and wish.chooses",
         "the hardened lane is refused",
     ),
+    Mutant(
+        "engine/codec/estimate.py",
+        "Owed(-known)",
+        "Owed(known)",
+        "says again what is held already",
+    ),
+    Mutant(
+        "engine/codec/estimate.py",
+        "np.clip(sums, -limit, limit)",
+        "sums",
+        "an estimate grows beyond what a sum holds",
+    ),
+    Mutant(
+        "engine/codec/estimate.py",
+        "_PREFIX.pack(MARK, estimate.round_id)",
+        "_PREFIX.pack(MARK, round_id)",
+        "an update builds on itself",
+    ),
+    Mutant(
+        "broker/estimates.py",
+        "if round_id <= row.estimate.round_id:",
+        "if False:",
+        "adds to an estimate twice",
+    ),
+    Mutant(
+        "broker/estimates.py",
+        "follows == 0 or (builds_on_row and row.is_sound)",
+        "follows == 0 or builds_on_row",
+        "a row that is torn counts again",
+    ),
+    Mutant(
+        "broker/estimates.py",
+        "_, at = min(self._slots",
+        "_, at = max(self._slots",
+        "writes over the newer slot of a row",
+    ),
+    Mutant(
+        "broker/estimates.py",
+        'zlib.crc32(head, zlib.crc32(device_id.encode("ascii")))',
+        "zlib.crc32(head)",
+        "a torn name of a row",
+    ),
+    Mutant(
+        "broker/estimates.py",
+        "return row.is_sound and row.estimate.round_id == round_id",
+        "return row.estimate.round_id == round_id",
+        "believes a row that is torn",
+    ),
+    Mutant(
+        "broker/aggregate/reading.py",
+        "last = one",
+        "last = last or one",
+        "a device speaks by its first update",
+    ),
+    Mutant(
+        "broker/aggregate/reading.py",
+        "        estimates.flush()",
+        "        pass",
+        "commits before the rows are on disk",
+    ),
+    Mutant(
+        "broker/admission.py",
+        "return rows.holds(device_id, follows) or waits(device_id, follows)",
+        "return rows.holds(device_id, follows)",
+        "calls unfounded what builds on an update that waits",
+    ),
+    Mutant(
+        "broker/verdicts.py",
+        "if not identity.holds(device_id, update.payload, row.plan):",
+        "if False:",
+        "accepts what builds on nothing",
+    ),
+    Mutant(
+        "edge_agent/outbox.py",
+        "            return 0\n",
+        "            return durable.residual_round_id\n",
+        "builds for ever on what nobody holds",
+    ),
+    Mutant(
+        "engine/drift.py",
+        "factor = (proximal * part.step / part.unit)",
+        "factor = (proximal * part.step * part.unit)",
+        "pulls by the wrong scale",
+    ),
+    Mutant(
+        "engine/drift.py",
+        "    if descent.proximal:\n",
+        "    if True:\n",
+        "a plan that pulls nothing trains otherwise",
+    ),
+    Mutant(
+        "engine/control.py",
+        "fleet = (then - now)",
+        "fleet = (now - then)",
+        "corrects the wrong way",
+    ),
+    Mutant(
+        "edge_agent/trainer.py",
+        "proximal=plan.proximal,",
+        "",
+        "does not hear of the pull",
+    ),
+    Mutant(
+        "engine/own.py",
+        "worn[len(params) - len(own.params) :] = own.params",
+        "pass",
+        "does not wear its own layers",
+    ),
+    Mutant(
+        "edge_agent/trainer.py",
+        "delta[shared:] = 0  # what",
+        "pass  # what",
+        "tells of layers that stay on the device",
+    ),
+    Mutant(
+        "edge_agent/trying.py",
+        "return before if scores[0] > scores[1] else after",
+        "return after",
+        "keeps layers that do worse here",
+    ),
 )
 
 
@@ -974,10 +1114,21 @@ def copy_tree(source: Path, root: Path) -> None:
 
 def _tests_for(mutant: Mutant | None) -> tuple[str, ...]:
     if mutant is None:
-        groups = NUMBERS_TESTS, RULES_TESTS, BYTES_TESTS, STORE_TESTS, ROLLOUT_TESTS, WATCH_TESTS, FLEET_TESTS
+        groups = (
+            NUMBERS_TESTS,
+            RULES_TESTS,
+            BYTES_TESTS,
+            STORE_TESTS,
+            ROLLOUT_TESTS,
+            DRIFT_TESTS,
+            WATCH_TESTS,
+            FLEET_TESTS,
+        )
         return tuple(dict.fromkeys(test for group in groups for test in group))
+    if mutant.file in DRIFT:
+        return (*DRIFT_TESTS, *NUMBERS_TESTS)
     if mutant.file in ROLLOUT:
-        return (*ROLLOUT_TESTS, *NUMBERS_TESTS, *FLEET_TESTS)
+        return (*ROLLOUT_TESTS, *DRIFT_TESTS, *NUMBERS_TESTS, *FLEET_TESTS)
     if mutant.file in WATCH:
         return WATCH_TESTS
     if mutant.file.startswith(RULES):

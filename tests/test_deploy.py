@@ -3,15 +3,19 @@
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from edge_agent import config
+from broker.config import load
+from broker.founding import Wishes, found
+from edge_agent import config, enroll, service, systemd
 from wire import keys
 
 DEPLOY = Path(__file__).parent.parent / "deploy/raspi"
 UNIT = DEPLOY / "edge-agent.service"
+MOSQUITTO = DEPLOY / "mosquitto.conf"
 ROAD = (DEPLOY / "README.md").read_text()
 
 
@@ -31,6 +35,20 @@ def test_systemd_finds_no_fault_with_the_unit(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_the_unit_leaves_the_agent_few_rights():
+    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(UNIT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = re.search(r"exposure level for edge-agent.service: ([\d.]+)", done.stdout)
+    assert found, done.stderr
+    assert float(found[1]) <= 2.0, done.stdout
+
+
+def test_systemd_waits_longer_for_a_sign_of_life_than_the_agents_loop_may_rest():
+    watchdog_s = int(re.search(r"^WatchdogSec=(\d+)$", UNIT.read_text(), re.MULTILINE)[1])
+    assert watchdog_s > 2 * service.READING_MS / 1000 + systemd.PAUSE_S
+
+
 def test_the_unit_keeps_what_the_documentation_promises():
     settings = [line.strip() for line in UNIT.read_text().splitlines()]
     assert "Environment=NUMBA_CACHE_DIR=/var/cache/hedgerow/numba" in settings  # else kernels compile at every boot
@@ -43,27 +61,71 @@ def shell(command: str, directory: Path) -> None:
     subprocess.run(["bash", "-ec", command.replace("sudo ", "")], cwd=directory, check=True, capture_output=True)
 
 
-def test_the_road_from_keygen_to_the_unit_gives_a_config_of_the_very_files_that_the_unit_hands_over(tmp_path):
-    config.make(tmp_path, "pi-07", "home", "mqtts://server:8883", keys.public_text(keys.generate()))
-    moves = re.search(r"(?s)cd /etc/hedgerow\n(.*?)```", ROAD)
-    assert moves
-    shell(moves[1], tmp_path)
+def test_the_road_from_a_token_to_the_unit_gives_a_config_of_the_very_files_that_the_unit_hands_over(tmp_path):
+    key = keys.public_text(keys.generate())
+    names = {"key": enroll.KEY_FILE, "state": "state", "tls": enroll.TLS_LINES}
+    text = config.SAMPLE.format(id="pi-07", fleet="home", coordinator_key=key, url="mqtts://server:8883", **names)
+    (tmp_path / enroll.CONFIG_FILE).write_text(text)
+    changes = re.search(r"(?m)^sudo sed -i '(s\|\^state.*)' /etc/hedgerow/agent.toml$", ROAD)
+    assert changes
+    shell(f"sed -i '{changes[1]}' agent.toml", tmp_path)
     settings = config.load(tmp_path / "agent.toml")
     assert settings.device.state == Path("/var/lib/hedgerow")
     files = (settings.device.key, settings.mqtt.ca_file, settings.mqtt.cert_file, settings.mqtt.key_file)
     assert all(file is not None and file.parent == tmp_path for file in files)
     handed_over = set(re.findall(r"^LoadCredential=(.*):/etc/hedgerow/\1$", UNIT.read_text(), re.MULTILINE))
     assert {file.name for file in files} | {"agent.toml"} == handed_over
-    assert keys.load_seed(settings.device.key)
+
+
+MODEL = Path(__file__).parent.parent / "firmware_sim/models/digits.tflite"
+
+
+@pytest.fixture
+def server(tmp_path):
+    """What the road makes on the server, with its directories in a temporary one."""
+    home = tmp_path / "var/lib/hedgerow"
+    found(home, Wishes(MODEL, "digits", fleet="home", mqtt="mqtts://server:8883"))
+    commands = re.search(r"(?s)```\nsudo /opt/hedgerow/bin/broker enroll init(.*?)```", ROAD)
+    assert commands
+    begin = f"{sys.executable} -c 'from broker.cli.main import main; main()' enroll init"
+    script = (begin + commands[1]).replace(" /etc/", f" {tmp_path}/etc/").replace("-o mosquitto ", "")
+    shell(script.replace("/var/lib/hedgerow", str(home)), tmp_path)
+    return home
+
+
+def test_the_road_gives_mosquitto_and_the_coordinator_the_files_that_they_ask_for(server, tmp_path):
+    asked = re.findall(r"(?m)^(?:cafile|certfile|keyfile|crlfile) (/etc/mosquitto/certs/.*)$", MOSQUITTO.read_text())
+    assert len(asked) == 4
+    assert all((tmp_path / file.removeprefix("/")).is_file() for file in asked)
+    assert (tmp_path / "etc/mosquitto/certs/server.key").stat().st_mode & 0o777 == 0o600
+    mqtt, http = load(server / "broker.toml").mqtt, load(server / "broker.toml").http
+    assert all((server / name).is_file() for name in (mqtt.ca_file, mqtt.cert_file, mqtt.key_file))
+    assert not http.cert_file
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
-def test_the_certificates_of_the_road_hold_for_the_strictest_reader(tmp_path):
-    """From Python 3.13 on, ssl asks for X.509 as RFC 5280 has it; openssl's shortest commands make something else."""
-    commands = re.search(r"(?s)```\n(openssl req -x509.*?)```", ROAD)
-    assert commands
-    shell(commands[1], tmp_path)
-    names = ["server.crt", "coordinator.crt", "pi-07.crt"]
-    verify = ["openssl", "verify", "-x509_strict", "-CAfile", "ca.crt", *names]
-    done = subprocess.run(verify, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == [word for name in names for word in (f"{name}:", "OK")], done.stderr
+def test_the_certificates_of_the_road_hold_for_the_strictest_reader_and_each_for_its_purpose(server):
+    """From Python 3.13 on, ssl asks for X.509 as RFC 5280 has it."""
+
+    def verify(name: str, purpose: str) -> bool:
+        command = ["openssl", "verify", "-x509_strict", "-crl_check", "-CRLfile", "revoked.crl", "-purpose", purpose]
+        command += ["-CAfile", "ca.crt", name]
+        return subprocess.run(command, cwd=server, capture_output=True, check=False).returncode == 0
+
+    assert verify("server.crt", "sslserver")
+    assert verify("coordinator.crt", "sslclient")
+    # whoever has the key of one is not the other
+    assert not verify("server.crt", "sslclient")
+    assert not verify("coordinator.crt", "sslserver")
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+@pytest.mark.parametrize("kind", ["service", "timer"])
+def test_systemd_finds_no_fault_with_the_renewal(tmp_path, kind):
+    for name in ("service", "timer"):
+        text = (DEPLOY / f"edge-agent-renew.{name}").read_text()
+        text = text.replace("ExecStart=/opt/hedgerow/bin/edge-agent renew", "ExecStart=/bin/true renew")
+        (tmp_path / f"edge-agent-renew.{name}").write_text(text)
+    command = ["systemd-analyze", "verify", "--man=no", str(tmp_path / f"edge-agent-renew.{kind}")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not [line for line in done.stderr.splitlines() if "edge-agent-renew" in line]

@@ -74,7 +74,7 @@ def load_chain(path: Path) -> tuple[x509.Certificate, ...]:
     try:
         with path.open("rb") as file:
             return tuple(x509.load_pem_x509_certificates(file.read(_FILE_BYTES_MAX)))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, x509.InvalidVersion) as error:
         why = getattr(error, "strerror", None) or "it holds no certificate in PEM"
         raise CertificateError(f"cannot read the certificate {path}: {why}") from error
 
@@ -83,7 +83,7 @@ def parse(der: bytes) -> x509.Certificate:
     """Read one certificate. Raises CertificateError."""
     try:
         return x509.load_der_x509_certificate(der)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise CertificateError("the bytes are no certificate") from error
 
 
@@ -103,14 +103,14 @@ def requested_key(der: bytes) -> ec.EllipticCurvePublicKey:
     """The key that a request is for, which has signed it. Raises CertificateError for any other bytes."""
     try:
         asked = x509.load_der_x509_csr(der)
-        key = asked.public_key()
-        if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
-            if asked.is_signature_valid:
-                return key
-            raise CertificateError("the request is not signed by its own key")
-    except (ValueError, UnsupportedAlgorithm) as error:
+        key, is_signed = asked.public_key(), asked.is_signature_valid
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise CertificateError("the request is no PKCS #10 that can be read") from error
-    raise CertificateError("the request is not for a key of P-256")
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise CertificateError("the request is not for a key of P-256")
+    if not is_signed:
+        raise CertificateError("the request is not signed by its own key")
+    return key
 
 
 def check_issued(

@@ -35,6 +35,7 @@ SIGNATURE_BYTES: Final = 64
 _PROTECTED: Final = bytes.fromhex("43a10127")
 _HEAD: Final = bytes.fromhex("d284") + _PROTECTED + b"\xa0"
 _BEFORE_SIGNATURE: Final = bytes.fromhex("5840")
+_HEAD_BYTES: Final = {0x58: 2, 0x59: 3, 0x5A: 5}  # by their first byte; of all others 1
 _CONTEXT: Final = b"\x84\x6aSignature1" + _PROTECTED
 
 
@@ -96,10 +97,9 @@ def _take_apart(data: bytes, topic: str) -> tuple[bytes, bytes, bytes]:
     body_end = len(data) - SIGNATURE_BYTES - len(_BEFORE_SIGNATURE)
     wrapped = data[len(_HEAD) : body_end]
     if body_end > len(_HEAD) and data.startswith(_HEAD) and data.startswith(_BEFORE_SIGNATURE, body_end):
-        for head_bytes in (1, 2, 3, 5):
-            payload = wrapped[head_bytes:]
-            if wrapped[:head_bytes] == _byte_string_head(len(payload)):
-                return wrapped, payload, data[-SIGNATURE_BYTES:]
+        payload = wrapped[_HEAD_BYTES.get(wrapped[0], 1) :]
+        if wrapped == _byte_string_head(len(payload)) + payload:
+            return wrapped, payload, data[-SIGNATURE_BYTES:]
     raise EnvelopeError("shape", f"the bytes on {topic[:120]} are not a signed message of this contract")
 
 

@@ -60,16 +60,18 @@ class Line:
         self._failures = 0
         self._last_reason = ""
 
-    def publish(self, topic: str, payload: bytes, retain: bool = False) -> None:
-        """Hand `payload` over for sending at QoS 1, from any thread; dropped and counted when there is no connection.
+    def publish(self, topic: str, payload: bytes, retain: bool = False, qos: int = 1) -> bool:
+        """Hand `payload` over for sending, from any thread; False, and counted, when there is no connection for it.
 
         Raises ValueError for a payload above PAYLOAD_BYTES_MAX: some server on the way would answer it by cutting
         the connection, after each resend again.
         """
         if len(payload) > limits.PAYLOAD_BYTES_MAX:
             raise ValueError(f"{len(payload)} bytes for {topic}: {limits.PAYLOAD_BYTES_MAX} fit into one message")
-        if self._waiting.put(Outgoing(topic, payload, retain)):
+        taken = self._waiting.put(Outgoing(topic, payload, retain, qos))
+        if taken:
             self._hurry(self)
+        return taken
 
     def stop(self) -> None:
         """Send what waits, say goodbye and be over, within some steps and FLUSH_S. Takes no lock."""

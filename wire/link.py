@@ -125,13 +125,13 @@ class Link:
         """Whether the thread runs. False between `start` and `stop` is a fault of ours: restart the program."""
         return self._thread.is_alive()
 
-    def publish(self, topic: str, payload: bytes, retain: bool = False) -> None:
-        """Hand `payload` over for sending at QoS 1, from any thread; dropped and counted when there is no connection.
+    def publish(self, topic: str, payload: bytes, retain: bool = False, qos: int = 1) -> bool:
+        """Hand `payload` over for sending, from any thread; False, and counted, when there is no connection for it.
 
         Raises ValueError for a payload above PAYLOAD_BYTES_MAX: some server on the way would answer it by cutting
         the connection, after each resend again.
         """
-        self._line.publish(topic, payload, retain)
+        return self._line.publish(topic, payload, retain, qos)
 
     def stop(self) -> None:
         """Send what waits (for at most FLUSH_S), say goodbye so that no will is published, and end the thread.
@@ -392,11 +392,14 @@ class Connection:
 
     def _hand_over(self, client: Client, now_s: float) -> None:
         while self.up_since_s is not None and len(self._in_flight) < self._settings.in_flight_max:
-            outgoing = self._waiting.take()
+            outgoing = None if client.want_write() else self._waiting.take()
             if outgoing is None:
                 return
-            info = client.publish(outgoing.topic, outgoing.payload, qos=1, retain=outgoing.retain)
-            self._in_flight[info.mid] = (now_s, self._meter.on_publish(outgoing.topic, outgoing.payload))
+            topic, payload, retain, qos = outgoing
+            info = client.publish(topic, payload, qos=qos, retain=retain)
+            kind = self._meter.on_publish(topic, payload, qos)
+            if qos:  # else it is as good as sent, and what the socket does not take yet holds the others back
+                self._in_flight[info.mid] = (now_s, kind)
             if client.socket() is None:
                 return
 

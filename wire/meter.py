@@ -72,15 +72,15 @@ class Meter:
             up, down = (done + beyond for done, beyond in zip(self._transport, self._beyond, strict=True))
             return Carried(dict(self._sent), dict(self._received), self._fetched, up, down)
 
-    def on_publish(self, topic: str, payload: bytes) -> str:
-        """Count a PUBLISH that we send; returns its kind, for `on_puback`."""
+    def on_publish(self, topic: str, payload: bytes, qos: int = 1) -> str:
+        """Count a PUBLISH that we send; returns its kind, for `on_puback` where a PUBACK is due."""
         kind = _kind(topic)
         if kind == "update":
             digest = hashlib.sha256(payload).digest()
             kind = RESENT if digest == self.update_digest else kind
             self.update_digest = digest
         with self._lock:
-            self._sent[kind] += publish_bytes(topic, payload)
+            self._sent[kind] += publish_bytes(topic, payload, qos)
         return kind
 
     def on_puback(self, kind: str) -> None:

@@ -18,6 +18,7 @@ class Outgoing(NamedTuple):
     topic: str
     payload: bytes
     retain: bool
+    qos: int = 1
 
 
 class Waiting:

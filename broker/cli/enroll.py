@@ -71,6 +71,24 @@ def import_(chain: Path, addresses: tuple[str, ...], config_path: Path | None) -
     _tell(begun)
 
 
+@enroll.command()
+@click.argument("addresses", metavar="NAME...", nargs=-1, required=True)
+@config_option
+def server(addresses: tuple[str, ...], config_path: Path | None) -> None:
+    """Make another certificate for the MQTT server, at these names and addresses: it has moved.
+
+    Exit status: 0 made, 1 refused, 2 wrong usage.
+    """
+    from broker import enrolling
+    from wire.certificates import CertificateError
+
+    with spoken(enrolling.EnrolError, CertificateError, OSError):
+        config = open_config(config_path)
+        with open_store(config, read_only=False) as store:
+            made, key = enrolling.name_server(config, store, addresses, time.time())
+    click.echo(f"wrote {made}, for the key in {key}: give both to the MQTT server and restart it")
+
+
 def _tell(begun: Begun) -> None:
     server, coordinator = begun.server, begun.coordinator
     click.echo(

@@ -11,15 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from edge_agent import samples
+from edge_agent.sources.settings import SourceError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-
-
-class SourceError(Exception):
-    """The file brings no samples; the sentence says why, and how to mend it."""
 
 
 class Labelled(NamedTuple):

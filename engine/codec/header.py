@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from engine.codec.error import CodecError
 from engine.kernels.gaps import GAPS, MAPPED, PARAMETER_MAX, WHOLE
 from engine.kernels.quantize import SCALE_MAX, UNIT_MAX
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from engine.codec.update import Lane
+
+__all__ = ["CodecError"]  # it is made elsewhere
 
 FORMAT = 3
 SIZE_MAX = 2**28
@@ -32,10 +35,6 @@ _SCALE_BITS, _STEP_PARAMETER = 8, 2
 
 Layout: TypeAlias = Literal["tensors", "flat", "context"]
 LAYOUTS: tuple[Layout, ...] = ("tensors", "flat", "context")
-
-
-class CodecError(Exception):
-    """Bytes that are no update, or numbers that cannot become one; the message says which and where."""
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,11 @@ def inner(function):
     return function if NATIVE else numba.njit(**FLAGS)(function)
 
 
+def inlined(function):
+    """Mark an inner function that is called for every bit: its code stands wherever it is called, without a call."""
+    return function if NATIVE else numba.njit(forceinline=True, **FLAGS)(function)
+
+
 def bind(function: Any, *arguments: Any) -> Callable[[], Any]:
     """Give a call without arguments that runs the kernel `function` on these, which it keeps alive."""
     return function.bind(*arguments)

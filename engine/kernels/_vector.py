@@ -189,6 +189,33 @@ def minus(_, value, other):
     return types.int32(types.int32, types.int32), emit
 
 
+@intrinsic
+def turn_square(_, start, stride, to):
+    """Copy 16 rows of 16 float32, `stride` bytes apart, as columns to where rows are 64 bytes apart; give 0.
+
+    In four steps: of each pair of rows that are 8 apart, then 4, 2, 1, those halves, quarters ... change places that
+    stand on the wrong side of the diagonal.
+    """
+
+    def emit(_, b, __, arguments):
+        start, stride, to = arguments
+        rows = [load(b, ahead(b, start, stride, i), ir.VectorType(F32, 16)) for i in range(16)]
+        for step in (8, 4, 2, 1):
+            upper = [lane + 16 - step if lane & step else lane for lane in range(16)]
+            lower = [lane + 16 if lane & step else lane + step for lane in range(16)]
+            for i in range(16):
+                if not i & step:
+                    pair = rows[i], rows[i + step]
+                    rows[i], rows[i + step] = (
+                        b.shuffle_vector(*pair, ir.Constant(ir.VectorType(I32, 16), picks)) for picks in (upper, lower)
+                    )
+        for i, row in enumerate(rows):
+            store(b, row, b.add(to, I64(64 * i)))
+        return I64(0)
+
+    return types.int64(types.int64, types.int64, types.int64), emit
+
+
 read_int8 = _reader(I8, types.int32, lambda b, value: b.sext(value, I32))
 read_int32 = _reader(I32, types.int32, lambda _, value: value)
 read_float = _reader(F32, types.float32, lambda _, value: value)

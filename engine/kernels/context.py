@@ -29,7 +29,7 @@ entries or at the last place, and a last byte that the writer would not have wri
 
 import numpy as np
 
-from engine.kernels._jit import inner, kernel
+from engine.kernels._jit import inlined, inner, kernel
 
 WIDTH, WIDE_FROM, DENSE = 8, 256, 8
 LOW, HIGH, WINDOW, POSITION, ENTRY, NEXT_ONES, NEXT_ZEROS, SCALE, TENSOR_NEW, ROW_NEW = range(10)
@@ -48,7 +48,7 @@ OUT_OF_RANGE = -3
 NOT_SHORTEST = -4
 
 
-@inner
+@inlined
 def _log(tables, x):
     beyond = 0
     while x >= 4096:
@@ -57,7 +57,7 @@ def _log(tables, x):
     return tables[x] + beyond
 
 
-@inner
+@inlined
 def _code(decoding, bit, p, memory, buffer):
     """Code one bit with the chance p / 65536 of a one, and return it; in decoding the given bit means nothing."""
     low = memory[LOW]
@@ -84,7 +84,7 @@ def _code(decoding, bit, p, memory, buffer):
     return bit
 
 
-@inner
+@inlined
 def _mixed(decoding, bit, chosen, a, b, c, tables, memory, buffer):
     """Code one bit that three odds foretell, return it, and learn how far to trust them."""
     w = WEIGHTS + 4 * chosen
@@ -99,7 +99,7 @@ def _mixed(decoding, bit, chosen, a, b, c, tables, memory, buffer):
     return bit
 
 
-@inner
+@inlined
 def _counted(decoding, bit, tally, memory, buffer):
     """Code one bit by how often it was one before, and return it."""
     at = TALLIES + 2 * tally
@@ -109,7 +109,7 @@ def _counted(decoding, bit, tally, memory, buffer):
     return bit
 
 
-@inner
+@inlined
 def _odds(tables, zeros, ones, prior):
     return _log(tables, 16 * ones + prior) - _log(tables, 16 * zeros + prior)
 
@@ -138,7 +138,7 @@ def _code_scale(decoding, scale, highest, memory, buffer):
     return read if 0 <= read <= highest else np.int64(OUT_OF_RANGE)
 
 
-@inner
+@inlined
 def _code_size(decoding, size, levels, tables, memory, buffer):
     """Code a magnitude from 1 to `levels`, or to 2^31 - 1 where that is 0; return it, or OUT_OF_RANGE."""
     longest = 30
@@ -173,13 +173,13 @@ def _code_size(decoding, size, levels, tables, memory, buffer):
     return np.int64(OUT_OF_RANGE) if levels and read > levels else read
 
 
-@inner
+@inlined
 def _clear(memory, first, count):
     for at in range(first, first + count):
         memory[at] = 0
 
 
-@inner
+@inlined
 def _code_value(decoding, t, column, value_bits, reals, codes, scales, tables, memory, places, buffer):
     """Code the value of entry memory[ENTRY]; return 0 or an error."""
     if memory[TENSOR_NEW]:
@@ -224,7 +224,7 @@ def _code_value(decoding, t, column, value_bits, reals, codes, scales, tables, m
     return 0
 
 
-@inner
+@inlined
 def _code_block(
     decoding,
     t,

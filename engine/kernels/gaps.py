@@ -178,8 +178,8 @@ def write_entries(indices, codes, table, position, buffer):
     return position
 
 
-# A reader looks at the next AHEAD bits, lowest first. Behind the buffer it sees zeros, and whoever asks too much is told
-# so by the position. Nearly every entry is all among those bits; what is not is read again, one part after the other.
+# A reader looks at the next AHEAD bits, lowest first. Behind the buffer it sees zeros, and whoever asks too much is
+# told so by the position. Nearly every entry is all among those bits; what is not is read again, part after part.
 
 
 @inner

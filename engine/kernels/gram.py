@@ -17,11 +17,11 @@ to the register tiles of convolutions (`_tiles.py`): a Gram is a convolution of 
 
 import numpy as np
 
-from engine.kernels._jit import NATIVE, kernel
+from engine.kernels._jit import NATIVE, inner, kernel
 
 if not NATIVE:
     from engine.kernels._tiles import tile_float_few, tile_float_many, tile_float_one
-    from engine.kernels._vector import FEW, MANY, address
+    from engine.kernels._vector import FEW, MANY, address, turn_square
 
 
 @kernel("void(int64[::1], uint32[::1], float64[::1], int64[::1], int32[::1], float64[::1], float64[:, ::1])")
@@ -92,6 +92,20 @@ def dot(one, other):
     return total
 
 
+@inner
+def _turn(rows, top, first, taps, turned):
+    """Fill turned [W, 16] with `taps` columns, `first` and on, of sixteen rows, `top` and on, or as many as there are."""
+    many, squares = min(16, rows.shape[0] - top), 0
+    if many == 16:
+        squares = taps // 16
+        for square in range(squares):
+            start = address(rows) + (top * rows.shape[1] + first + square * 16) * 4
+            turn_square(start, rows.shape[1] * 4, address(turned) + square * 1024)
+    for w in range(squares * 16, taps):
+        for j in range(many):
+            turned[w, j] = rows[top + j, first + w]
+
+
 @kernel("void(float32[:, ::1], float32[:, :, ::1], float32[:, ::1], float64[:, ::1])")
 def dense_gram(rows, turned, sums, gram):
     """Fill gram [n, n] of rows [n, P]; scratch: turned [ceil(n / 16), W, 16], sums [MANY, 16]."""
@@ -102,10 +116,8 @@ def dense_gram(rows, turned, sums, gram):
     for at in range((size + width - 1) // width):
         first = at * width
         taps = min(width, size - first)
-        for j in range(n):
-            for w in range(taps):
-                turned[j // 16, w, j % 16] = rows[j, first + w]
         for block in range(blocks):
+            _turn(rows, block * 16, first, taps, turned[block])
             weights, to = address(turned) + block * width * 64, address(sums)
             i = block * 16
             while i < n:

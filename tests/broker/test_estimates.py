@@ -152,6 +152,28 @@ def test_damage_is_never_read_as_a_row(tmp_path: Path):
         assert bytes_of(Rows(path, SIZE).row("cabin")) == bytes_of(row(0, 0.0)), at
 
 
+def test_a_torn_name_gives_a_row_to_nobody(tmp_path: Path):
+    rows = Rows(tmp_path / "e", SIZE)
+    rows.put("cabin", row(3))
+    rows.close()
+    with (tmp_path / "e").open("r+b") as file:
+        file.seek(64 + len("cab"))
+        file.write(b"\0\0")
+    again = Rows(tmp_path / "e", SIZE)
+    assert bytes_of(again.row("cab")) == bytes_of(again.row("cabin")) == bytes_of(row(0, 0.0))
+
+
+def test_what_was_read_is_on_disk_before_anything_is_made_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    kept, cabin, done = Estimates(tmp_path / "e"), Device("cabin"), []
+    cabin.send(1)
+    write, sync = os.pwrite, os.fdatasync
+    monkeypatch.setattr(os, "pwrite", lambda *given: done.append("written") or write(*given))
+    monkeypatch.setattr(os, "fdatasync", lambda file: done.append("synced") or sync(file))
+    count(cabin.pending(1), [cabin], kept)
+    assert "written" in done
+    assert done[-1] == "synced"
+
+
 def test_a_file_for_another_model_begins_anew(tmp_path: Path):
     kept = Estimates(tmp_path / "e")
     kept.of(SIZE).put("cabin", row(3))

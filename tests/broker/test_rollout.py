@@ -296,6 +296,16 @@ def test_the_same_answer_again_is_a_duplicate():
     assert [message.verdict for _, message in said(hear(machine, device, tried(2, GOOD)))] == ["duplicate"]
 
 
+def test_a_late_word_on_an_earlier_candidate_says_nothing_of_the_present_one():
+    machine = begin(training(), trial(cohort_max=3, updates_min=3), training(3), trial(4, ring=Ring(0.02, 0.3)))
+    ring = ring_of(summed(machine))
+    for device in ring[:2]:
+        hear(machine, device, tried(2, BAD))
+    summed(machine, round_id=3, version=3)
+    effects = hear(machine, ring[2], tried(2, BAD, 2))
+    assert [type(effect) for effect in effects if isinstance(effect, StoreTrial | CommitStage)] == [StoreTrial]
+
+
 def test_a_coordinator_that_starts_in_the_midst_of_a_trial_goes_on_with_the_answers_that_are_stored():
     manifest = msgspec.structs.replace(first_manifest()[0], model_version=2, parent_version=1)
     opened = msgspec.structs.replace(trial(), status="open", base_version=2)

@@ -15,7 +15,8 @@ from edge_agent import config, flash, samples
 from edge_agent.cli import main
 from edge_agent.disk import Directory
 from edge_agent.sources import files
-from edge_agent.sources.files import SourceError, read_npz
+from edge_agent.sources.files import read_npz
+from edge_agent.sources.settings import SourceError
 from tests.real.scripted_coordinator import FRAME, MODEL, PARAMS, write_digits
 from wire import chunks, keys
 
@@ -69,7 +70,7 @@ def test_help_is_instant():
 def test_every_command_tells_its_exit_status():
     for command in ("keygen", "run", "status", "doctor", "warm", "predict", "finetune", "inspect", "bench"):
         assert "Exit status" in run(command, "--help")
-    for command in ("add", "count"):
+    for command in ("add", "count", "label"):
         assert "Exit status" in run("samples", command, "--help")
 
 
@@ -92,6 +93,15 @@ def test_samples_are_added_and_counted(tmp_path, path):
     assert added == {"added": 20, "first": 21, "last": 40, "labelled": 40}
     counted = json.loads(run("samples", "count", "--config", path, "--json"))
     assert counted == {"labelled": 40, "shape": [8, 8, 1], "capacity": 2000}
+
+
+def test_a_window_that_waits_is_labelled(path, device):
+    waiting = samples.create(device.waiting_path, (2,), 5)
+    waiting.append(np.ones(2, "<f4").tobytes())
+    assert run("samples", "label", 1, 7, "--config", path) == ""
+    assert samples.read_arrays(device.samples_path).labels.tolist() == [7]
+    assert "window 1 has a label already: 7" in run("samples", "label", 1, 8, "--config", path, code=1)
+    assert "window 2 does not wait for a label" in run("samples", "label", 2, 8, "--config", path, code=1)
 
 
 @pytest.mark.parametrize(

@@ -48,10 +48,11 @@ def test_what_keygen_writes_is_a_config_that_loads(tmp_path):
 def test_every_commented_key_of_the_sample_is_one_that_may_be_set(tmp_path):
     made = config.make(tmp_path, "dev-1", "fleet-1", "mqtt://host", COORDINATOR)
     lines = made.path.read_text().splitlines()
-    opened = [line[2:] if line.startswith("# ") and " = " in line else line for line in lines]
+    opened = [line[2:] if line.startswith("# [") or (line[:2] == "# " and " = " in line) else line for line in lines]
     found = load(tmp_path, "\n".join(opened))
     assert (found.budget.temperature_c_max, found.budget.battery_rate_min, found.budget.mains_only) == (75.0, 0.4, True)
     assert found.mqtt.password_file == tmp_path / "password"
+    assert (found.source.window, found.home_assistant.prefix) == ((80, 3), "homeassistant")
     limits = found.budget.limits()
     assert (limits.update_bytes_max, limits.day_bytes_max, limits.month_bytes_max) == (4_000, 1_000_000, 20_000_000)
 

@@ -74,6 +74,30 @@ def test_a_label_may_come_later_and_only_to_a_window_that_is_there(tmp_path):
     assert read_arrays(tmp_path / "s").labels.tolist() == [-1, 9, -1]
 
 
+def test_appending_alone_reads_a_head_or_two_and_beside_others_still_counts_right(tmp_path, monkeypatch):
+    ours, theirs = filled(tmp_path / "s", 3), Samples(tmp_path / "s")
+    assert ours.append(window(4)) == 4
+    monkeypatch.setattr(Samples, "_heads", lambda *_: pytest.fail("all heads were read"))
+    assert [ours.append(window(n)) for n in range(5, 13)] == list(range(5, 13))
+    monkeypatch.undo()
+    assert theirs.append(window(13)) == 13
+    assert ours.append(window(14)) == 14
+    for _ in range(7):
+        theirs.append(window(0))  # all of ours are forgotten
+    assert ours.append(window(22)) == 22
+    assert read_arrays(tmp_path / "s").numbers.tolist() == [18, 19, 20, 21, 22]
+
+
+def test_one_window_is_read_by_its_number_with_its_label(tmp_path):
+    store = filled(tmp_path / "s", 7)
+    assert store.read(7) == (window(7), 7)
+    assert [store.read(number) for number in (0, 2, 8)] == [None] * 3
+    with (tmp_path / "s").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"!")
+    assert store.read(5) is None  # torn
+
+
 def test_the_count_follows_what_another_process_adds(tmp_path):
     store = filled(tmp_path / "s", 2)
     assert store.count_labelled() == 2

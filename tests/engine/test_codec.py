@@ -320,6 +320,28 @@ def test_entries_are_coded_like_their_twin(drawn, before):
 
 
 @fast
+@given(
+    st.text("01", max_size=7),
+    st.lists(st.tuples(st.integers(0, 180), st.integers(1, 128), st.booleans()), min_size=1, max_size=5),
+    st.sampled_from([0, 1, 30]),
+    st.sampled_from([0, 3, 6]),
+)
+def test_entries_longer_than_what_is_looked_ahead_are_read_like_their_twin(before, entries, b, c):
+    """And whatever is cut off, a byte or all, is missed."""
+    indices = list(itertools.accumulate(1 + gap for gap, _, _ in entries))
+    codes = [-size if negative else size for _, size, negative in entries]
+    table = [(naive.GAPS, 0, indices[-1] + 1, len(indices), b, c, 128)]
+    whole = naive.write_entries(indices, codes, table, before)
+    rows, back, values = np.array(table, np.int64), np.empty(len(indices), np.uint32), np.empty(len(indices), np.int32)
+    end = gaps.read_entries(np.frombuffer(bytearray(whole), np.uint8), len(before), rows, back, values)
+    assert (back.tolist(), values.tolist(), end) == naive.read_entries(whole, len(before), table)
+    for length in range(len(whole)):
+        assert (
+            gaps.read_entries(np.frombuffer(bytearray(whole), np.uint8)[:length], len(before), rows, back, values) < 0
+        )
+
+
+@fast
 @given(st.lists(st.lists(st.floats(-100, 100, width=32), max_size=12), min_size=1, max_size=4), st.integers(1, 8))
 def test_reals_are_rounded_like_their_twin(some, value_bits):
     values = np.array([v for tensor in some for v in tensor], np.float32)

@@ -1,5 +1,7 @@
 """FedProx and SCAFFOLD in a device's step: kernels against their twins, whole trainings against laws of their own."""
 
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +18,12 @@ from engine.program import Training, memory_of
 from engine.recording import Descent
 from engine.train import Recipe, TrainingError, fine_tune
 from firmware_sim.models.digits_net import digits
-from tests import naive_drift
+from tests import naive, naive_drift
 from tests.engine.sketch import residual_net
 
 F = np.float32
 FILE = (Path(__file__).parents[2] / "firmware_sim/models/digits.tflite").read_bytes()
+GOLDEN = Path(__file__).parents[1] / "golden/drift_v1.json"
 RECIPE = Recipe(epochs=3, batch_size=16, learning_rate=0.03, momentum=0.0, seed=11)
 fast = settings(deadline=None, max_examples=40)
 finite = st.floats(-1e3, 1e3, width=32)
@@ -195,3 +198,26 @@ def test_a_layout_there_and_back_is_what_it_was(lane):
     for part in parts_of(graph, suffix):
         part.take_back(part.laid_out(params, (len(part.rows), len(part.columns) + 3)), back)
     assert np.allclose(back, params, rtol=1e-6)
+
+
+def digest():
+    """What some steps with a pull and a correction come to, in an int8 and a float32 net of every kind of layer."""
+    whole = hashlib.sha256()
+    for lane in ("int8", "float32"):
+        graph = residual_net(lane)
+        suffix = scheme.resolve(graph, "full")
+        shape = graph.tensors[suffix.entering].shape[1:]
+        drawn = [naive.splitmix64(7, n) >> 40 for n in range(12 * int(np.prod(shape)) + suffix.num_params)]
+        windows = (np.array(drawn[: 12 * int(np.prod(shape))]) % 64 - 32).reshape(12, *shape)
+        correction = ((np.array(drawn[-suffix.num_params :]) % 256 - 128) / 2**12).astype(F)
+        windows = windows.astype(np.int8) if lane == "int8" else (windows / 64).astype(F)
+        recipe = Recipe(epochs=5, batch_size=4, learning_rate=2.0**-7, momentum=0.5, seed=3, proximal=0.25)
+        labels = np.arange(12, dtype=np.int32) % 4
+        tuned = fine_tune(graph, suffix, windows, labels, recipe, correction=correction)
+        assert np.count_nonzero(tuned.params != scheme.params_of(graph, suffix)) > suffix.num_params // 20
+        whole.update(tuned.params.tobytes() + tuned.gradient.tobytes() + np.float64(tuned.losses).tobytes())
+    return whole.hexdigest()
+
+
+def test_a_pull_and_a_correction_give_the_golden_bits():
+    assert digest() == json.loads(GOLDEN.read_text("utf-8"))["sha256"]

@@ -62,6 +62,15 @@ def test_device_and_coordinator_hold_the_same_bits(life, bytes_max):
 
 
 @both_lanes
+@pytest.mark.parametrize("bytes_max", range(24, 60))
+def test_a_limit_of_bytes_counts_what_stands_in_front(lane, bytes_max):
+    delta = np.arange(1, SIZE + 1) * 3
+    delta = delta.astype(np.float32) / 7 if lane == "float32" else delta
+    said = estimate.say(delta, estimate.nothing(SIZE), FRAMES[lane], sending(lane, SIZE, bytes_max=bytes_max), 1)
+    assert len(said.payload) <= bytes_max
+
+
+@both_lanes
 def test_it_comes_to_what_a_device_means_to_say(lane):
     """A hundredth at a time would be enough: what was said once need not be said again."""
     chance = np.random.default_rng(2)

@@ -303,6 +303,29 @@ def test_four_threads_publish_and_all_of_it_arrives_once(
         thread.join()
 
 
+def test_a_burst_at_qos_0_is_not_held_up_by_the_window_and_has_no_acknowledgement(
+    mosquitto_server: Server, connect: Callable[..., Peer]
+) -> None:
+    counted = meter.Meter()
+    observer = connect(mosquitto_server.url, "observer", ("owner/#",))
+    device = connect(mosquitto_server.url, meter=counted)
+    observer.wait_until_up()
+    device.wait_until_up()
+    began = time.monotonic()
+    sent = [b"%d" % number + bytes(2000) for number in range(500)]
+    assert all(device.link.publish("owner/x", payload, False, 0) for payload in sent)
+    assert observer.payloads(500) == sent
+    assert time.monotonic() - began < 4.0  # one tick is 5 s: none was waited for
+    device.link.publish("owner/x", b"last")
+    assert observer.payloads(1) == [b"last"]
+    assert seen_within(lambda: counted.carried().received == {"other": 4}, 5)  # the PUBACK of the last
+    size = sum(meter.publish_bytes("owner/x", payload, 0) for payload in sent)
+    assert counted.carried().sent == {"other": size + meter.publish_bytes("owner/x", b"last", 1)}
+    device.link.stop()
+    assert not device.link.publish("owner/x", b"too late", False, 0)
+    assert device.link.dropped == 1
+
+
 def test_it_works_with_more_than_1024_open_files(mosquitto_server: Server, connect: Callable[..., Peer]) -> None:
     """paho's own loop uses select(), which stops at descriptor 1023 without a word."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -161,6 +161,12 @@ class Authority:
             .not_valid_after(now + dt.timedelta(hours=1))
         )
 
+    def revoke_nobody(self) -> None:
+        now = dt.datetime.now(dt.UTC)
+        builder = x509.CertificateRevocationListBuilder().issuer_name(self.name).last_update(now)
+        signed = builder.next_update(now + dt.timedelta(hours=1)).sign(self.key, hashes.SHA256())
+        (self.directory / "revoked.crl").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+
     def issue(self, common_name: str, file_name: str | None = None) -> tuple[Path, Path]:
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)])
@@ -185,6 +191,7 @@ class Site:
     def __init__(self, mosquitto: servers.Mosquitto, directory: Path) -> None:
         self.authority = Authority(directory)
         self.authority.issue("server")
+        self.authority.revoke_nobody()
         port = free_port()
         acl = directory / "mosquitto.acl"
         acl.write_text((DEPLOY / "mosquitto.acl").read_text())

@@ -51,6 +51,31 @@ def test_with_the_turning_epsilon_the_sum_is_the_opposite_of_what_the_honest_giv
     assert everyone == pytest.approx(-honest.sum(axis=0), rel=0.02)
 
 
+def distance(one, other, scale):
+    return np.linalg.norm((np.asarray(one) - other) * scale)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_min_max_is_just_as_far_from_the_honest_as_two_of_them_are_from_each_other(seed):
+    chance = np.random.default_rng(seed)
+    scale = chance.uniform(0.5, 2.0, 12)
+    honest = np.rint(chance.normal(size=(6, 12)) * 10_000).astype(np.int64)
+    made = poison.min_max(honest, scale)
+    furthest = max(distance(one, other, scale) for one in honest for other in honest)
+    assert max(distance(made, each, scale) for each in honest) == pytest.approx(furthest, rel=1e-3)
+    mean = honest.mean(axis=0)
+    spread = honest.std(axis=0)
+    gammas = (mean - made) / spread
+    assert gammas.min() > 0
+    assert np.ptp(gammas) < 0.01
+    further = mean - 1.01 * gammas.mean() * spread
+    assert max(distance(further, each, scale) for each in honest) > furthest
+
+
+def test_min_max_among_devices_that_all_say_the_same_is_that_same():
+    assert poison.min_max(np.array([[3, -4], [3, -4]]), np.ones(2, np.float32)).tolist() == [3, -4]
+
+
 def test_concentration_puts_an_honest_norm_on_a_few_places_against_the_mean():
     made = poison.concentrated(HONEST, SAME_SCALE, 1)
     norm = np.mean([np.linalg.norm(each) for each in HONEST])

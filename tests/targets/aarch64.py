@@ -40,7 +40,7 @@ PACKAGES = [
     "python3.11-minimal",
 ]
 WHEELS = ["numpy==1.26.4", "click", "msgspec", "cbor2", "cryptography", "pynacl", "paho-mqtt", "pytest", "hypothesis"]
-GOLDEN = ["wire/test_golden.py", *(f"engine/test_{what}.py" for what in ("codec", "train", "kernels_update"))]
+GOLDEN = ["wire/test_golden.py", *(f"engine/test_{what}.py" for what in ("codec", "train", "drift", "kernels_update"))]
 
 
 def main() -> None:

@@ -1,0 +1,179 @@
+"""Make the Debian package of the agent for 64-bit ARM, on any machine: nothing is compiled, nothing is emulated.
+
+    wheels for aarch64, as pip finds them ─┐
+    our own wheel, kernels built ahead ────┼─▶ /opt/hedgerow/lib ─┐
+    the unit, the command ────────────────────────────────────────┴─▶ hedgerow-agent_VERSION_arm64.deb
+
+`make deb` builds the kernels first, so that the device needs neither Numba nor a compiler. A package is for one Python:
+3.11 for Debian 12 and Raspberry Pi OS "bookworm", 3.13 for "trixie", whose model runtime is LiteRT. Needs dpkg-deb.
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))  # these sources, wherever it is called from
+NATIVE = ROOT / "engine/kernels/native"
+PYTHONS = {"3.11": "bookworm", "3.13": "trixie"}
+GLIBC_MAX = {"3.11": 36, "3.13": 41}  # of those Debians: wheels that need a newer one do not load there
+# what a device never runs: they are half of what pip unpacks of these
+LEFT_OUT = ("numpy/**/tests", "numpy/f2py", "numpy/distutils", "firmware_sim", "broker", "bin")
+
+_COMMAND = """\
+#!/bin/sh
+PYTHONPATH=/opt/hedgerow/lib PYTHONNOUSERSITE=1 exec /usr/bin/python{python} -c \\
+    'from edge_agent.cli import main; main(prog_name="edge-agent")' "$@"
+"""
+_CONTROL = """\
+Package: hedgerow-agent
+Version: {version}
+Architecture: arm64
+Maintainer: the hedgerow engineers <hedgerow@localhost>
+Depends: python{python}, libc6 (>= 2.34), libstdc++6, adduser
+Installed-Size: {kilobytes}
+Section: net
+Priority: optional
+Description: on-device learning runtime: the agent
+ Fine-tunes the deployed int8 model on the device's own data and publishes updates of
+ a few kilobytes over MQTT. For Debian {suite} and Raspberry Pi OS {suite}, 64-bit.
+"""
+_AFTER_INSTALL = """\
+#!/bin/sh
+set -e
+/usr/bin/python{python} -m compileall -q /opt/hedgerow/lib || true
+if [ -d /run/systemd/system ]; then
+    systemctl daemon-reload
+    # it starts when there is a configuration, and is started anew by an upgrade
+    [ ! -e /etc/hedgerow/agent.toml ] || systemctl restart edge-agent.service
+    systemctl enable edge-agent.service
+fi
+"""
+_BEFORE_REMOVE = """\
+#!/bin/sh
+set -e
+if [ -d /run/systemd/system ] && [ "$1" = remove ]; then
+    systemctl disable --now edge-agent.service || true
+fi
+find /opt/hedgerow/lib -name __pycache__ -type d -prune -exec rm -rf {} +
+"""
+_AFTER_REMOVE = """\
+#!/bin/sh
+set -e
+if [ "$1" = purge ]; then
+    rm -rf /var/lib/private/hedgerow /var/cache/private/hedgerow /var/lib/hedgerow /var/cache/hedgerow
+    # /etc/hedgerow stays: the device's keys are not ours to delete
+fi
+[ ! -d /run/systemd/system ] || systemctl daemon-reload
+"""
+
+
+def main() -> None:
+    """Print the path of the package; exit 1 with one line when it cannot be made."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--python", choices=PYTHONS, default="3.11", help="of the Debian that it is for")
+    parser.add_argument("--out", type=Path, default=ROOT / "dist", help="the folder for the package")
+    asked = parser.parse_args()
+    try:
+        print(package(asked.python, asked.out))
+    except (OSError, subprocess.CalledProcessError) as error:
+        sys.exit(f"no package was made: {error}")
+
+
+def package(python: str, out: Path) -> Path:
+    """Make the package for this Python in `out`."""
+    if not kernels().exists():
+        sys.exit(f"no package was made: {kernels().name}, the build of these kernels, is not there; type make kernels")
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="hedgerow-deb-") as name:
+        tree = Path(name) / "tree"
+        _fill(tree, python, Path(name))
+        kilobytes = sum(file.stat().st_size for file in tree.rglob("*") if file.is_file()) // 1024
+        facts = {"version": version, "python": python, "suite": PYTHONS[python], "kilobytes": kilobytes}
+        _describe(tree / "DEBIAN", facts)
+        target = out / f"hedgerow-agent_{version}_{PYTHONS[python]}_arm64.deb"
+        _run("dpkg-deb", "--root-owner-group", "-Zxz", "-z6", "--build", str(tree), str(target))
+    return target
+
+
+def kernels() -> Path:
+    """The build for aarch64 of the kernels as they are now."""
+    from engine.kernels import _native
+
+    return NATIVE / f"aarch64-{_native.digest()}.so"
+
+
+def _fill(tree: Path, python: str, scratch: Path) -> None:
+    """Everything that the package puts onto a device."""
+    library = tree / "opt/hedgerow/lib"
+    _run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", str(scratch), str(ROOT))
+    (wheel,) = scratch.glob("hedgerow-*.whl")
+    tag = python.replace(".", "")
+    platforms = [f"manylinux_2_{minor}_aarch64" for minor in range(17, GLIBC_MAX[python] + 1)]
+    wanted = [
+        "--python-version",
+        python,
+        "--implementation",
+        "cp",
+        "--abi",
+        f"cp{tag}",
+        "--abi",
+        "abi3",
+        "--abi",
+        "none",
+    ]
+    for platform in (*platforms, "manylinux2014_aarch64", "any"):
+        wanted += ["--platform", platform]
+    _run(
+        sys.executable, "-m", "pip", "install", "-q", "--only-binary=:all:", "--no-compile", *wanted,
+        "--target", str(library), f"{wheel}[agent]",
+    )  # fmt: skip
+    for pattern in LEFT_OUT:
+        for path in library.glob(pattern):
+            shutil.rmtree(path)
+    for build in (library / "engine/kernels/native").glob("*.so"):
+        if build.name != kernels().name:
+            build.unlink()
+    command = tree / "opt/hedgerow/bin/edge-agent"
+    command.parent.mkdir(parents=True)
+    command.write_text(_COMMAND.format(python=python), "utf-8")
+    command.chmod(0o755)
+    (tree / "usr/bin").mkdir(parents=True)
+    (tree / "usr/bin/edge-agent").symlink_to("/opt/hedgerow/bin/edge-agent")
+    unit = (ROOT / "deploy/raspi/edge-agent.service").read_text("utf-8")
+    (tree / "lib/systemd/system").mkdir(parents=True)
+    (tree / "lib/systemd/system/edge-agent.service").write_text(_without_warming(unit), "utf-8")
+
+
+def _without_warming(unit: str) -> str:
+    """The unit of a machine whose kernels are compiled already, and that waits for its configuration."""
+    lines = [line for line in unit.splitlines() if not re.match(r"# Compiles|ExecStartPre=.* warm$", line)]
+    at = lines.index("[Service]")
+    return "\n".join([*lines[:at], "ConditionPathExists=/etc/hedgerow/agent.toml", "", *lines[at:], ""])
+
+
+def _describe(folder: Path, facts: dict[str, object]) -> None:
+    folder.mkdir()
+    (folder / "control").write_text(_CONTROL.format(**facts), "utf-8")
+    scripts = {
+        "postinst": _AFTER_INSTALL.format(**facts),
+        "prerm": _BEFORE_REMOVE,
+        "postrm": _AFTER_REMOVE,
+    }
+    for name, text in scripts.items():
+        (folder / name).write_text(text, "utf-8")
+        (folder / name).chmod(0o755)
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+if __name__ == "__main__":
+    main()
