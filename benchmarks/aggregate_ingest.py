@@ -9,8 +9,8 @@ in batches) and sends a signed receipt. The bare paho subscriber receives the sa
 seconds of either, threads and kernel included. Three rows:
 
     rice             Golomb-Rice coded, as the target asks
-    two processes    the same; devices are split by the first byte of SHA-256 of their id. A fleet has one coordinator, so
-                     each half is a fleet of its own, with its own `broker serve`, store and topics, on one MQTT server
+    two processes    the same; devices are split by the first byte of SHA-256 of their id. A fleet has one coordinator,
+                     so each half is a fleet of its own: a `broker serve`, a store and topics, on one MQTT server
     context          context-coded
 
 With each row of one process go its stages, by themselves and in this process: microseconds an update.

@@ -53,6 +53,7 @@ class Samples(Struct, frozen=True, forbid_unknown_fields=True):
     features_bytes_max: Annotated[int, Meta(ge=0, le=1 << 30)] = 8 << 20
     replay: Annotated[int, Meta(ge=0, le=10_000)] = 0
     capacity: Annotated[int, Meta(ge=1, le=100_000)] = 2000
+    unlabelled: bool = False  # every window trains, without a label, for a model that gives its window back
 
 
 class Budget(Struct, frozen=True, forbid_unknown_fields=True):
@@ -109,8 +110,8 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def waiting_path(self) -> Path:
-        """The file of windows that the source brought, and that wait for a label."""
-        return self.device.state / "waiting"
+        """The file of windows that the source brought, and that wait for a label; where none needs one, the samples."""
+        return self.samples_path if self.samples.unlabelled else self.device.state / "waiting"
 
 
 SAMPLE: Final = """\
@@ -134,6 +135,7 @@ held_out_rate = 0.2             # this share of the labelled windows measures, a
 features_bytes_max = 8388608    # what the frozen part makes of windows is kept on flash, so that it runs once; 0: never
 replay = 0                      # so many windows that have left the store train again beside the new ones
 capacity = 2000                 # windows; the oldest is forgotten first
+# unlabelled = true             # each trains as its own target: for a model that gives its window back (anomalies)
 
 [budget]                        # a limit that cannot be checked on this host keeps it from training
 memory_mb = 512

@@ -255,7 +255,8 @@ def teach(settings: Config, window: int, label: int) -> None:
     content, before = found
     if before != samples.UNKNOWN:
         raise samples.SamplesError(f"window {window} has a label already: {before}")
-    samples.create(settings.samples_path, waiting.shape, settings.samples.capacity).append(content, label)
+    if settings.waiting_path != settings.samples_path:
+        samples.create(settings.samples_path, waiting.shape, settings.samples.capacity).append(content, label)
     waiting.set_label(window, label)
 
 

@@ -63,7 +63,7 @@ class Samples:
         self.shape, self.capacity = _read_header(path)
         self.window_bytes = 4 * math.prod(self.shape)
         self._record_bytes = _RECORD.size + self.window_bytes
-        self._counted: tuple[tuple[int, int], int] | None = None
+        self._counted: tuple[tuple[int, int], tuple[int, int]] | None = None
         self._newest = 0  # as we left it; others may have written since
 
     def append(self, window: bytes, label: int = UNKNOWN) -> int:
@@ -101,11 +101,19 @@ class Samples:
 
     def count_labelled(self) -> int:
         """How many windows have a label. Only heads are read, and only when the file changed."""
+        return self._counts()[0]
+
+    def count(self) -> int:
+        """How many windows there are."""
+        return self._counts()[1]
+
+    def _counts(self) -> tuple[int, int]:
         with self.path.open("rb") as file:
             status = os.fstat(file.fileno())
             stamp = (status.st_mtime_ns, status.st_size)
             if self._counted is None or self._counted[0] != stamp:
-                self._counted = (stamp, sum(label != UNKNOWN for _, label in self._heads(file.fileno())))
+                labels = [label for _, label in self._heads(file.fileno())]
+                self._counted = (stamp, (sum(label != UNKNOWN for label in labels), len(labels)))
         return self._counted[1]
 
     def read(self, number: int) -> tuple[bytes, int] | None:

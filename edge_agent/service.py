@@ -274,7 +274,7 @@ class Service:
     def _reading(self) -> effects.Reading:
         self._next_reading_ms = self._now_ms() + READING_MS
         self._host = host.read()
-        self._num_examples = self._count_labelled()
+        self._num_examples = self._count_examples()
         account = self._ledger.look()
         reading = effects.Reading(
             **self._host._asdict(),
@@ -288,10 +288,10 @@ class Service:
         self._predictions.spend(spent=budget.spent(self._settings.budget.limits(), reading) is not None)
         return reading
 
-    def _count_labelled(self) -> int:
+    def _count_examples(self) -> int:
         try:
             self._samples = self._samples or samples.Samples(self._settings.samples_path)
-            return self._samples.count_labelled()
+            return self._samples.count() if self._settings.samples.unlabelled else self._samples.count_labelled()
         except (samples.SamplesError, OSError) as error:
             if str(error) != self._samples_reason:
                 log("samples", reason=str(error))

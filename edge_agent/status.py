@@ -92,7 +92,7 @@ def as_lines(status: Status, *, running: bool) -> list[str]:
         f"link {link}",
         f"model version {status.model_version}, last round {status.last_round_id}",
         f"outbox: {outbox}" if status.outbox_bytes else "outbox: empty",
-        f"{status.num_examples} labelled examples",
+        f"{status.num_examples} examples to learn from",
         f"last training: {status.note}" if status.note else "",
         *predictions.as_lines(status.watching),
         f"{status.bytes_up} bytes sent, {status.bytes_down} received, {status.reconnects} reconnections",

@@ -31,6 +31,7 @@ from wire.limits import UPDATE_PAYLOAD_BYTES_MAX
 from wire.messages import MODEL_FILE, PARAMS_FILE, Trial
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from edge_agent.disk import Disk
@@ -53,6 +54,7 @@ class Task(msgspec.Struct, frozen=True):
     held_out_rate: float
     features_bytes_max: int = 0  # what may be kept on flash of what the frozen part makes of windows
     replay: int = 0  # so many windows that have left the store train again
+    unlabelled: bool = False  # every window trains, as its own target
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -117,12 +119,14 @@ def train(
     *,
     keeping: Keeping | None = None,
     in_use: InUse | None = None,
+    unlabelled: bool = False,
 ) -> Trained:
     """Fine-tune what the plan trains of `base` on the labelled examples and code the update.
 
     The examples that `is_held_out` chooses never train: they tell how good the base params are. A residual that is
     damaged, or of another model or scale epoch, counts as zero, with a note. With `keeping` the frozen part runs only
-    for windows that it has not seen. The base params are tried beside the version `in_use`; a plan of lane 'trial' asks
+    for windows that it has not seen. `unlabelled`: every window trains, as its own target, and no answer is right or
+    wrong, so none is counted. The base params are tried beside the version `in_use`; a plan of lane 'trial' asks
     for nothing more, and leaves the residual as it was.
 
     Raises TrainerError, and engine's own ModelError, TrainingError, CodecError and ValueError, each one sentence.
@@ -131,15 +135,16 @@ def train(
 
     from engine.train import evaluate
 
-    start = _begin(job, base, examples, kept_residual, held_out_rate, keeping=keeping)
+    start = _begin(job, base, examples, kept_residual, held_out_rate, keeping=keeping, unlabelled=unlabelled)
     frame, left, unseen, shared = start.frame, start.left, start.unseen, start.shared
     graph, suffix = frame.graph_with(start.params), frame.suffix
     score = evaluate(graph, suffix, unseen.features, unseen.labels)
+    counts = (0, 0) if unlabelled else (score.correct, score.count)
     trial = try_out(job, frame, base.params, unseen, in_use)
     if job.plan.lane == "trial":
-        counts = max(1, len(start.labels)), score.correct, score.count
         note = "; ".join(filter(None, (start.note, trial.refused)))
-        return Trained(left.owed, Answer("", b"", *counts, note=note, trial=trial), left.control, left.own)
+        answer = Answer("", b"", max(1, len(start.labels)), *counts, note=note, trial=trial)
+        return Trained(left.owed, answer, left.control, left.own)
     if trial.refused and not trial.compared_with:
         raise TrainerError(trial.refused)
     taught = np.concatenate([start.features, start.old[0]]), np.concatenate([start.labels, start.old[1]])
@@ -151,8 +156,8 @@ def train(
     answer = Answer(
         payload=sent.payload,
         num_examples=len(start.labels),
-        held_out_correct=score.correct,
-        held_out_count=score.count,
+        held_out_correct=counts[0],
+        held_out_count=counts[1],
         loss_before=evaluate(graph, suffix, start.features, start.labels).loss,
         loss_after=evaluate(frame.graph_with(tuned.params), suffix, start.features, start.labels).loss,
         note="; ".join(filter(None, (start.note, sent.note, trial.refused))),
@@ -176,7 +181,14 @@ class _Start(NamedTuple):
 
 
 def _begin(
-    job: Job, base: Base, examples: Arrays, kept: bytes | None, held_out_rate: float, *, keeping: Keeping | None
+    job: Job,
+    base: Base,
+    examples: Arrays,
+    kept: bytes | None,
+    held_out_rate: float,
+    *,
+    keeping: Keeping | None,
+    unlabelled: bool,
 ) -> _Start:
     import numpy as np
 
@@ -191,10 +203,11 @@ def _begin(
     if left.own is not None and len(left.own.params) != frame.suffix.num_params - shared:
         left = left._replace(own=None)  # the plan lets others stay than the last one did
     params = with_own(load_params(frame.suffix, base.params), left.own)
-    known = examples.labels >= 0
-    labels = examples.labels[known]
+    known = np.full(len(examples.labels), fill_value=True) if unlabelled else examples.labels >= 0
+    labels = examples.windows.reshape(len(known), -1) if unlabelled else examples.labels[known]
     held_out = np.array([is_held_out(int(n), held_out_rate) for n in examples.numbers[known]], dtype=bool)
-    features, old = _features(base, frame, examples, keeping, seed=job.round_id, held_out_rate=held_out_rate)
+    features, old = _features(base, frame, examples, known, keeping, seed=job.round_id, held_out_rate=held_out_rate)
+    old = (features[:0], labels[:0]) if unlabelled else old
     unseen = HeldOut(features[held_out], labels[held_out], left.own)
     return _Start(frame, params, shared, left, note, features[~held_out], labels[~held_out], old, unseen)
 
@@ -224,16 +237,23 @@ def _tune(
 
 
 def _features(
-    base: Base, frame: Frame, examples: Arrays, keeping: Keeping | None, *, seed: int, held_out_rate: float
+    base: Base,
+    frame: Frame,
+    examples: Arrays,
+    known: NDArray[np.bool_],
+    keeping: Keeping | None,
+    *,
+    seed: int,
+    held_out_rate: float,
 ) -> tuple[NDArray[Any], tuple[NDArray[Any], NDArray[Any]]]:
-    """The features of the labelled windows; and (features, labels) of some that are in the store no more."""
+    """The features of the `known` windows; and (features, labels) of some that are in the store no more."""
     import numpy as np
 
     from edge_agent.feature_cache import FeatureCache, features_through_cache
     from engine import frozen
     from engine.models.cuts import frozen_digest
 
-    known, suffix = examples.labels >= 0, frame.suffix
+    suffix = frame.suffix
     windows, labels, numbers = examples.windows[known], examples.labels[known], examples.numbers[known]
 
     def compute(some: NDArray[Any]) -> NDArray[Any]:
@@ -345,7 +365,9 @@ def _train_and_keep(task: Task, root: Path) -> Answer:
         keeping = Keeping(root / "features", task.features_bytes_max, task.replay)
         examples = read_arrays(Path(task.samples_path))
         in_use = _in_use(disk)
-        trained = train(job, base, examples, kept, task.held_out_rate, keeping=keeping, in_use=in_use)
+        trained = train(
+            job, base, examples, kept, task.held_out_rate, keeping=keeping, in_use=in_use, unlabelled=task.unlabelled
+        )
     except PatchError as error:
         return Answer(reason=str(error), patch_failed=True)
     except (TrainerError, SamplesError, TrainingError, CodecError, ValueError) as error:  # ModelError is a ValueError

@@ -53,6 +53,7 @@ class Trainings:
             self._settings.samples.held_out_rate,
             self._settings.samples.features_bytes_max,
             self._settings.samples.replay,
+            self._settings.samples.unlabelled,
         )
         try:
             running = child.Child("edge_agent.trainer", trainer.tree_of(task), self._post)

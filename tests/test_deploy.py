@@ -1,9 +1,12 @@
 """What goes onto a device is checked with the tools that will read it there."""
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -36,10 +39,11 @@ def test_systemd_finds_no_fault_with_the_unit(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
-def test_the_unit_leaves_the_agent_few_rights():
-    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(UNIT)]
+@pytest.mark.parametrize("unit", ["edge-agent.service", "broker.service"])
+def test_the_units_leave_our_programs_few_rights(unit):
+    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(DEPLOY / unit)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    found = re.search(r"exposure level for edge-agent.service: ([\d.]+)", done.stdout)
+    found = re.search(rf"exposure level for {unit}: ([\d.]+)", done.stdout)
     assert found, done.stderr
     assert float(found[1]) <= 2.0, done.stdout
 
@@ -129,3 +133,62 @@ def test_systemd_finds_no_fault_with_the_renewal(tmp_path, kind):
     command = ["systemd-analyze", "verify", "--man=no", str(tmp_path / f"edge-agent-renew.{kind}")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert not [line for line in done.stderr.splitlines() if "edge-agent-renew" in line]
+
+
+def wheel(folder: Path, version: str, *, broken: bool = False) -> Path:
+    """A package with one command, as pip installs it."""
+    path = folder / f"hedgerow-{version}-py3-none-any.whl"
+    info = f"hedgerow-{version}.dist-info"
+    says = "raise SystemExit(3)" if broken else f"print('edge-agent, version {version}')"
+    files = {
+        "edge_agent_stub.py": f"def main():\n    {says}\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: hedgerow\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/entry_points.txt": "[console_scripts]\nedge-agent = edge_agent_stub:main\n",
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+        archive.writestr(f"{info}/RECORD", "".join(f"{name},,\n" for name in [*files, f"{info}/RECORD"]))
+    return path
+
+
+def install(root: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = ["sh", str(DEPLOY / "install.sh"), *map(str, arguments)]
+    environment = {**os.environ, "HEDGEROW_ROOT": str(root)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_agent_is_installed_upgraded_rolled_back_and_removed_and_a_bad_upgrade_changes_nothing(tmp_path):
+    root, link = tmp_path / "root", tmp_path / "root/opt/hedgerow"
+
+    def version() -> str:
+        return subprocess.run([link / "bin/edge-agent"], capture_output=True, text=True, check=True).stdout.strip()
+
+    for number in ("0.1.0", "0.2.0", "0.2.0"):
+        done = install(root, wheel(tmp_path, number))
+        assert (done.returncode, done.stdout) == (0, f"installed edge-agent, version {number}\n"), done.stderr
+        time.sleep(1.1)  # an installation is named after its second
+    assert len(list((root / "opt").glob("hedgerow-*"))) == 2
+    assert (root / "etc/systemd/system/edge-agent.service").read_text() == UNIT.read_text()
+    bad = install(root, wheel(tmp_path, "0.3.0", broken=True))
+    assert bad.returncode == 1
+    assert bad.stderr.splitlines()[-1].endswith("nothing was changed")
+    assert version() == "edge-agent, version 0.2.0"
+    assert len(list((root / "opt").glob("hedgerow-*"))) == 2
+    assert install(root, "--rollback").stdout == "the agent is edge-agent, version 0.2.0 again\n"
+    (root / "var/lib/hedgerow").mkdir(parents=True)
+    assert install(root, "--remove").returncode == 0
+    assert not link.exists()
+    assert not list((root / "opt").iterdir())
+    assert (root / "var/lib/hedgerow").is_dir()
+    assert install(root, "--remove").returncode == 0
+    assert "no earlier installation" in install(root, "--rollback").stderr
+    assert "unknown option --sideways" in install(root, "--sideways").stderr
+
+
+def test_what_a_first_boot_does_is_yaml_with_the_commands_of_the_road():
+    text = (DEPLOY / "user-data").read_text()
+    assert text.startswith("#cloud-config\n")
+    assert re.search(r"edge-agent enroll --token .* --dir /etc/hedgerow", text)
+    assert "Storage=volatile" in text

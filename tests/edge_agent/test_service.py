@@ -233,7 +233,7 @@ def test_the_status_is_written_when_it_says_something_new_and_only_then(shell, s
     assert (found.num_examples, running) == (5, False)
     text = "\n".join(status.as_lines(found, running=running))
     assert "not running" in text
-    assert "5 labelled examples" in text
+    assert "5 examples to learn from" in text
     path.write_bytes(b"{")
     with pytest.raises(status.StatusError, match="damaged"):
         status.read(settings.device.state)

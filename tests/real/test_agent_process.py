@@ -291,7 +291,7 @@ def test_status_tells_what_it_does_and_whether_it_still_does(site):
     ended = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
     assert running.returncode == 0, running.stderr
     assert running.stdout.splitlines()[0].endswith(": idle")
-    assert f"{EXAMPLES} labelled examples" in running.stdout
+    assert f"{EXAMPLES} examples to learn from" in running.stdout
     assert ended.returncode == 1
     assert msgspec.json.decode(ended.stdout)["running"] is False
 
