@@ -10,7 +10,7 @@ SEEDS := 1
 endif
 
 SHELL := /bin/bash
-.PHONY: deb test-arm bench-accuracy bench-asynchrony bench-attacks bench-aggregate bench-codec bench-demo bench-faults bench-finetune bench-qas bench-sim kernels test-aarch64 help demo test check format sim mutants model warm nightly clean
+.PHONY: deb test-arm bench-accuracy bench-asynchrony bench-attacks bench-aggregate bench-codec bench-demo bench-faults bench-finetune bench-footprint bench-qas bench-sim kernels test-aarch64 help demo test check format sim mutants model warm nightly clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -82,6 +82,9 @@ bench-codec: .venv/warm ## what an update costs, beside its peers; needs FLEET_M
 
 bench-faults: .venv/warm ## power cut, outage, SIGKILL: what of finished work reaches the model, beside Flower; ARGS=--json or --ours-only
 	@$(BIN)/python -m benchmarks.faults $(ARGS)
+
+bench-footprint: .venv/warm ## what the agent costs a device: disk, memory, idle bytes, seconds a round, wear of the card (root); ARGS=--json or --peers
+	@$(BIN)/python -m benchmarks.footprint $(ARGS)
 
 bench-sim: .venv/warm ## what a simulated device costs, beside Flower's simulator, and 10,000 real connections; ARGS=--json
 	@$(BIN)/python -m benchmarks.sim $(ARGS)

@@ -163,11 +163,16 @@ def table(found: dict[str, Any]) -> list[str]:
         if honest["accuracy"] is None:
             lines.append(f"| {' | '.join([*head, honest['reason']])} |")
             continue
-        lost = {row["attack"]: f"{row['lost_points']:.1f}" for row in rows if _same(row, honest)}
+        lost = {row["attack"]: tenths(row["lost_points"]) for row in rows if _same(row, honest)}
         figures = [str(len(honest["seeds"])), f"{honest['accuracy']:.3f}", *(lost[name] for name in names)]
         lines.append(f"| {' | '.join([*head, *figures])} |")
     missing = [f"{row['task']}: {row['reason']}" for row in found["rows"] if "rule" not in row]
     return [*lines, *missing, "", *(f"{name} {value}" for name, value in found["targets"].items())]
+
+
+def tenths(points: float) -> str:
+    """A figure with one digit, and no -0.0."""
+    return f"{round(points, 1) + 0.0:.1f}"
 
 
 def _same(row: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from benchmarks.attacks import tenths
 from benchmarks.attacks_fleet import ATTACKS, BOOSTED, NONE
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def _panel(axes: Any, lines: Sequence[dict[str, Any]], rows: Sequence[dict[str, 
     for y, line in enumerate(lost):
         for x, points in enumerate(line):
             color = "white" if points > DARK else "black"
-            axes.text(x, y, f"{points:.1f}", ha="center", va="center", fontsize=6.5, color=color)
+            axes.text(x, y, tenths(points), ha="center", va="center", fontsize=6.5, color=color)
 
 
 def _name(line: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ class Gate:
     def __init__(self, target: int) -> None:
         self.port = 0
         self.is_open = True
+        self.heard_bytes = 0  # of both sides, handshakes of TLS and all
         self.ends: set[End] = set()  # touched in the gate's thread alone, like all that follows
         self._target = target
         self._loop = asyncio.new_event_loop()
@@ -97,6 +98,7 @@ class End(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """It has said something."""
+        self._gate.heard_bytes += len(data)
         self._waiting += data
         self.move()
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from wire.messages import Message
 
 WINDOW_MS: Final = 60_000
-CLAIMS_MAX: Final = 600  # of all in a window: each costs a signature to check, a few one to make and a disk flush
+CLAIMS_MAX: Final = 600  # of all in a window who show a key: a few of them cost a certificate and a disk flush
 ASKER_CLAIMS_MAX: Final = 20  # of one token or device; it repeats itself every five seconds
 
 
@@ -94,9 +94,9 @@ class Claims:
     def handle(self, topic: str, payload: bytes, now_ms: int, unix_s: float) -> list[Told]:
         """What follows from a message on a topic that `concerns` us. What an answer speaks of is in the store."""
         try:
-            self._take_turn("", CLAIMS_MAX, now_ms)
             asked = self._read(topic, payload)
             self._take_turn(topic, ASKER_CLAIMS_MAX, now_ms)
+            self._take_turn("", CLAIMS_MAX, now_ms)  # behind: what one has too many of is not taken from the others
         except NotBelieved as error:
             word = str(error)
             self._refused_count[word] = self._refused_count.get(word, 0) + 1

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from broker.config import Config
     from broker.store import Store
 
-TOKENS_MAX: Final = 10_000
 TOKEN_LASTS_MS_MAX: Final = 30 * 86_400_000  # who finds a token in a drawer shall not find an open door
 LONG_S: Final = authority.AUTHORITY_DAYS * authority.DAY_S  # of the servers: as long as the authority, and no longer
 _REQUEST_FILE: Final = "ca.csr"

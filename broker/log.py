@@ -36,8 +36,8 @@ def tell(event: Event, effects: Sequence[Effect], refused: str | None, pending_c
             case StoreUpdate(row=row):
                 digest = row.digest.hex()
                 told.append(line("accepted", device=device, round=row.round_id, digest=digest, pending=pending_count))
-            case StoreSeen(present=present, work=""):
-                told.append(line("birth" if present else "death", device=device))
+            case StoreSeen(device_id=seen, present=present, work=""):  # perhaps of one that had waited to be let in
+                told.append(line("birth" if present else "death", device=seen))
             case SendChunk(file=file, index=index):
                 told.append(line("chunk", device=device, file=file.name, index=index))
     return told

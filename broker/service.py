@@ -268,7 +268,8 @@ class Service:
             if isinstance(event, Received) and concerns(event.topic):
                 told = self._claims.handle(event.topic, event.payload, _now_ms(), time.time())
                 if told:
-                    self._store_counter = -1  # what we store ourselves, the counter does not tell
+                    # look at the store now: what we store ourselves its counter does not tell, and a birth may follow
+                    self._store_counter, self._poll_at_s = -1, 0.0
                 return told
             effects = self.coordinator.handle(event, _now_ms())
         except Exception as error:

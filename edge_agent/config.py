@@ -150,7 +150,7 @@ memory_mb = 512
 every_s = 300
 
 # [source]                      # what is watched, day and night; without this section nothing is
-# kind = "directory"            # or replay, mqtt, serial, i2c
+# kind = "directory"            # or replay, mqtt, serial, i2c, microphone, camera
 # path = "incoming"             # of directory, replay, serial; new .npy, .npz and .csv files are read, each once
 # window = [80, 3]              # 80 samples of 3 numbers: the shape that the model takes
 # hop = 40                      # samples from one window to the next
@@ -233,7 +233,7 @@ def _check(path: Path, config: Config) -> None:
         ("[device] fleet", lambda: topics.check_name("fleet", config.device.fleet)),
         ("[device] coordinator_key", lambda: keys.verifier(config.device.coordinator_key)),
         ("[mqtt] url", lambda: parse_url(config.mqtt.url)),
-        ("[source]", lambda: config.source and config.source.check()),
+        ("[source]", lambda: config.source and config.source.check(config.device.id)),
     )
     for where, check in checks:
         try:

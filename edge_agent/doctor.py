@@ -28,6 +28,7 @@ FREE_BYTES_MIN: Final = 64 << 20
 CLOCK_MIN_S: Final = 1_704_067_200  # 2024-01-01
 CONNECT_S: Final = 8.0
 CHILD_S: Final = 120.0
+_LIBRARIES: Final = {"i2c": "smbus2", "microphone": "sounddevice", "camera": "cv2"}
 _ENGINE: Final = "from engine.models.interpreter import runtime_name; print(runtime_name())"
 _KERNELS: Final = "import time; t = time.monotonic(); from engine.kernels.optimize import all_finite; import numpy; "
 _KERNEL_TIME: Final = "all_finite(numpy.zeros(1, numpy.float32)); print(f'{time.monotonic() - t:.1f}'); "
@@ -178,14 +179,32 @@ def _mqtt(config: Config) -> str:
 
 
 def _samples(config: Config) -> str:
+    if config.source is not None and not config.samples_path.exists():
+        return "none yet: they come with the first label for what the source brings"
     try:
         store = samples.Samples(config.samples_path)
-        count = store.count_labelled()
+        count = store.count() if config.samples.unlabelled else store.count_labelled()
     except (samples.SamplesError, OSError) as error:
         raise Wrong(str(error)) from error
     if count == 0:
         raise Wrong(f"{config.samples_path} has no labelled window: add some with edge-agent samples add")
-    return f"{count} labelled windows of shape {store.shape}"
+    return f"{count} windows to learn from, of shape {store.shape}"
+
+
+def _source(config: Config) -> str:
+    source = config.source
+    if source is None:
+        return "none is configured: nothing is watched"
+    if source.kind in _LIBRARIES:
+        _in_child(f"import {_LIBRARIES[source.kind]}", f"install it with pip install 'hedgerow[{source.kind}]'")
+    if source.path is not None:
+        if not source.path.exists():
+            raise Wrong(
+                f"[source] path {source.path} is not there: make it, or plug it in; it is tried again and again"
+            )
+        if not os.access(source.path, os.R_OK):
+            raise Wrong(f"[source] path {source.path} may not be read: give it to the user of the agent")
+    return f"{source.place}, windows of {list(source.window)}"
 
 
 def _budget(config: Config) -> str:
@@ -214,6 +233,7 @@ CHECKS: Final[tuple[tuple[str, Callable[[Config], str], bool], ...]] = (
     ("clock", _clock, False),
     ("certificate", _certificate, False),
     ("mqtt", _mqtt, True),
+    ("source", _source, False),
     ("samples", _samples, True),
     ("budget", _budget, True),
 )

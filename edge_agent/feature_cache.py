@@ -124,7 +124,8 @@ class FeatureCache:
             flash.write_file(self._path, self._header)
         with self._path.open("rb") as file:
             file.seek(_HEADER_BYTES)
-            for slot in range(self._capacity):
+            there = -(-(os.fstat(file.fileno()).st_size - _HEADER_BYTES) // self._record_bytes)  # the last may be torn
+            for slot in range(there):
                 record = file.read(self._record_bytes)
                 number, window, label, checksum = _RECORD.unpack_from(record.ljust(_RECORD.size, b"\0"))
                 is_whole = len(record) == self._record_bytes and number > 0 and number not in self._heads
@@ -132,6 +133,7 @@ class FeatureCache:
                     self._heads[number] = (slot, window, label)
                 else:
                     self._unused.append(slot)
+        self._unused.extend(range(there, self._capacity))
         self._unused.reverse()  # taken from the end: the file grows no more than it must
 
     def _is_ours(self) -> bool:

@@ -85,7 +85,6 @@ class Predictions:
     def __init__(self, settings: Config, post: Callable[[Event], None]) -> None:
         self._settings, self._post = settings, post
         self._source = settings.source
-        self._prefix = f"hedgerow/{settings.device.id}"
         self._publish: Publish = lambda *_: False
         self._stream: stream.Stream | None = None
         self._report = watching.Report()
@@ -103,7 +102,7 @@ class Predictions:
     @property
     def topic(self) -> str:
         """Where predictions are published."""
-        return (self._source.predictions if self._source else "") or f"{self._prefix}/prediction"
+        return "" if self._source is None else self._source.prediction_topic(self._settings.device.id)
 
     @property
     def filters(self) -> tuple[str, ...]:
@@ -113,7 +112,7 @@ class Predictions:
         return (self._label_topic, *([self._source.topic] if self._source.kind == "mqtt" else []))
 
     def start(self, publish: Publish) -> None:
-        """Begin to watch, if there is a source. Raises OSError."""
+        """Begin to watch, if there is a source."""
         self._publish = publish
         if self._source is not None and not self._stopped:
             task = watching.Task(
@@ -123,8 +122,13 @@ class Predictions:
                 self._settings.samples.capacity,
             )
             self._report = watching.Report()
-            self._stream = stream.Stream("edge_agent.watching", watching.task_bytes(task), self._on_report, self._post)
-            log("watching", source=self._source.place, pid=self._stream.pid)
+            packet = watching.task_bytes(task)
+            try:
+                self._stream = stream.Stream("edge_agent.watching", packet, self._on_report, self._post)
+            except OSError as error:
+                self._come_back(f"the child cannot be started: {error.strerror or error}", 0.0)
+            else:
+                log("watching", source=self._source.place, pid=self._stream.pid)
 
     def stop(self) -> None:
         """End the child; nothing is started any more."""
@@ -189,7 +193,7 @@ class Predictions:
         if self._spent:
             _count(self._unsent, "budget spent")
         elif not self._publish(self.topic, msgspec.json.encode(self._last), False, 0):
-            _count(self._unsent, "link down")
+            _count(self._unsent, "not sent")
 
     # In the link's thread
 
@@ -205,7 +209,7 @@ class Predictions:
 
     @property
     def _label_topic(self) -> str:
-        return (self._source.labels if self._source else "") or f"{self._prefix}/label"
+        return "" if self._source is None else self._source.label_topic(self._settings.device.id)
 
     @property
     def _why(self) -> str:
@@ -225,22 +229,22 @@ class Predictions:
     def _on_gone(self, gone: Gone) -> None:
         report, self._stream = self._report, None
         self._earlier, self._report = _sum(self._earlier, report.dropped), watching.Report()
-        is_over = report.has_ended and not report.reason
-        self._reason = "the source is over" if is_over else report.reason if report.has_ended else gone.reason
-        self._deaths = 1 if gone.wall_s >= LASTED_S else self._deaths + 1
+        log("watching-ended", peak_rss_kb=gone.peak_rss_kb, cpu_s=gone.cpu_s, reason=report.reason or gone.reason)
+        if report.has_ended and not report.reason:
+            self._reason = "the source is over"
+        elif not self._stopped:
+            self._come_back(report.reason if report.has_ended else gone.reason, gone.wall_s)
+
+    def _come_back(self, reason: str, lived_s: float) -> None:
+        """Start the child again after a pause."""
+        self._reason = reason
+        self._deaths = 1 if lived_s >= LASTED_S else self._deaths + 1
+        self._restarts += 1
         pause_s = min(PAUSE_S[1], PAUSE_S[0] * 2.0 ** min(self._deaths - 1, 20))
-        log(
-            "watching-ended",
-            peak_rss_kb=gone.peak_rss_kb,
-            cpu_s=gone.cpu_s,
-            again_in_s=0 if is_over or self._stopped else pause_s,
-            reason=self._reason,
-        )
-        if not is_over and not self._stopped:
-            self._restarts += 1
-            timer = threading.Timer(pause_s, self._post, [Again()])
-            timer.daemon = True
-            timer.start()
+        log("watching-rests", pause_s=pause_s, reason=reason)
+        timer = threading.Timer(pause_s, self._post, [Again()])
+        timer.daemon = True
+        timer.start()
 
 
 def teach(settings: Config, window: int, label: int) -> None:

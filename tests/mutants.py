@@ -23,7 +23,12 @@ import click
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("wire", "engine", "edge_agent", "broker", "firmware_sim", "tests")
 STORM = "tests/fleet/test_storm.py::test_every_promise_holds_in_every_storm_and_work_goes_on_after_it"
-WIRE_TESTS = ("tests/wire/test_envelope.py", "tests/wire/test_topics.py", "tests/wire/test_chunks.py")
+WIRE_TESTS = (
+    "tests/wire/test_keys.py",
+    "tests/wire/test_envelope.py",
+    "tests/wire/test_topics.py",
+    "tests/wire/test_chunks.py",
+)
 FLEET_TESTS = (
     "tests/fleet/test_forgery.py",
     "tests/fleet/test_weather.py",
@@ -52,6 +57,7 @@ NUMBERS_TESTS = (
     "tests/engine/test_master.py",
     "tests/edge_agent/test_trainer.py",
 )
+CODED_TESTS = ("tests/engine/test_codec.py", "tests/engine/test_robust.py")
 DRIFT_TESTS = (
     "tests/engine/test_drift.py",
     "tests/engine/test_control.py",
@@ -91,6 +97,7 @@ RULES_TESTS = (
 )
 RULES = ("engine/ring.py", "engine/robust.py", "broker/aggregate/", "firmware_sim/lineage.py")
 STORE = ("broker/postgres.py", "broker/lease.py", "broker/backup.py", "broker/store.py")
+CODED = ("engine/kernels/gaps.py", "engine/kernels/gram.py")
 DRIFT = (
     "engine/codec/estimate.py",
     "engine/drift.py",
@@ -1079,6 +1086,42 @@ MUTANTS = (
         "return after",
         "keeps layers that do worse here",
     ),
+    Mutant(
+        "wire/keys.py",
+        "if len(signature) != SIGNATURE_BYTES:",
+        "if False:",
+        "a signature that takes a byte of the message",
+    ),
+    Mutant(
+        "wire/envelope.py",
+        "if wrapped == _byte_string_head(len(payload)) + payload:",
+        "if True:",
+        "another head of a length passes",
+    ),
+    Mutant(
+        "engine/kernels/gaps.py",
+        "if bits > AHEAD or (levels == 0 and",
+        "if bits > 64 or (levels == 0 and",
+        "reads entries that do not fit the look-ahead",
+    ),
+    Mutant(
+        "engine/kernels/gaps.py",
+        "if position > end:",
+        "if position > end + 8:",
+        "a cut byte of an update goes unnoticed",
+    ),
+    Mutant(
+        "engine/kernels/gaps.py",
+        "if m >= LARGEST or (levels != 0 and m >= levels):",
+        "if m >= LARGEST:",
+        "a magnitude beyond its levels",
+    ),
+    Mutant(
+        "engine/kernels/gram.py",
+        "for w in range(squares * 16, taps):",
+        "for w in range(squares * 16 + 1, taps):",
+        "a column of the Gram is lost",
+    ),
 )
 
 
@@ -1125,6 +1168,8 @@ def _tests_for(mutant: Mutant | None) -> tuple[str, ...]:
             FLEET_TESTS,
         )
         return tuple(dict.fromkeys(test for group in groups for test in group))
+    if mutant.file in CODED:
+        return CODED_TESTS
     if mutant.file in DRIFT:
         return (*DRIFT_TESTS, *NUMBERS_TESTS)
     if mutant.file in ROLLOUT:

@@ -405,6 +405,6 @@ class Connection:
 
     def _lost(self, how: str) -> Ended:
         if self.up_since_s is None:
-            hint = "is it an MQTT server, and with TLS exactly when the URL says mqtts?"
+            hint = "is it an MQTT server, with TLS exactly when the URL says mqtts? Is our certificate revoked or over?"
             return Ended(f"{self._settings.where} ended the connection without an answer ({how}): {hint}")
         return Ended(f"the connection to {self._settings.where} ended: {how}")

@@ -102,7 +102,7 @@ def _tell(begun: Begun) -> None:
 
 
 @enroll.command()
-@click.option("--count", type=click.IntRange(1, 10_000), default=1, show_default=True, help="How many, one a line.")
+@click.option("--count", type=click.IntRange(1, 1000), default=1, show_default=True, help="How many, one a line.")
 @click.option("--lasts", default="1d", show_default=True, help="How long each may be claimed: 90s, 10m, 2h, 1d.")
 @click.option("--device", default="", metavar="ID", help="Only this device may claim it. Default: any, once.")
 @click.option("--mqtt", metavar="URL", help="How devices reach the MQTT server. Default: [mqtt] url.")
@@ -127,8 +127,9 @@ def token(count: int, lasts: str, device: str, mqtt: str | None, config_path: Pa
         lasts_s = min(parse_duration_ms(lasts), enrolling.TOKEN_LASTS_MS_MAX) / 1000
         with open_store(config, read_only=False) as store:
             wish: dict[str, Any] = {"url": mqtt or config.mqtt.url, "device_id": device, "lasts_s": lasts_s}
-            for _ in range(count):
-                click.echo(enrolling.new_token(config, store, time.time(), **wish))
+            with store.transaction():
+                texts = [enrolling.new_token(config, store, time.time(), **wish) for _ in range(count)]
+    click.echo("\n".join(texts))
 
 
 @enroll.command("list")

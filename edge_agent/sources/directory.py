@@ -1,12 +1,13 @@
 """A directory into which somebody puts .npy, .npz or .csv files: each new one is read once.
 
 A file is taken when two looks find it unchanged, so that none is read while it is being written. Which were taken is
-remembered in a small file, over restarts: name, time and size of the newest NAMES_MAX that still lie there. A file
-that is written anew is new.
+remembered over restarts, in a small file to which each adds a line: name, time and size. Only the newest NAMES_MAX that
+lie there are looked at and remembered. A file that is written anew is new.
 """
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import os
 import time
@@ -16,6 +17,7 @@ import msgspec
 
 from edge_agent import flash
 from edge_agent.sources.contents import SUFFIXES, pieces_of
+from edge_agent.sources.windower import HOLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,7 +43,7 @@ class Directory:
 
     def __init__(self, path: Path, memory: Path, period_s: float, drop: Callable[[str], None]) -> None:
         self._path, self._memory, self._period_s, self._drop = path, memory, max(period_s, PERIOD_S_MIN), drop
-        self._taken = _remembered(memory)
+        self._taken, self._line_count = _remembered(memory)
         self._last_look: set[Found] = set()
         self._is_open = True
 
@@ -54,6 +56,7 @@ class Directory:
                 if file in self._last_look and file not in self._taken:
                     self._take(file)
                     yield from pieces_of(self._path / file.name, self._drop)
+                    yield HOLE  # whether the next file goes on where this one ends nobody knows
             self._last_look = set(found)
             time.sleep(self._period_s)
 
@@ -64,8 +67,14 @@ class Directory:
     def _take(self, file: Found) -> None:
         """Remember it, before it is read: a file that brings this process down must not do so again."""
         self._taken.add(file)
+        self._line_count += 1
         try:
-            flash.write_file(self._memory, msgspec.json.encode(sorted(self._taken)), synced=False)
+            if self._line_count > 2 * NAMES_MAX:
+                self._line_count = len(self._taken)
+                flash.write_file(self._memory, b"".join(map(_line, sorted(self._taken))), synced=False)
+            else:
+                with self._memory.open("ab") as lines:
+                    lines.write(_line(file))
         except OSError:
             self._drop("not remembered")
 
@@ -84,8 +93,15 @@ def _found(entry: os.DirEntry[str]) -> Found | None:
         return None  # it is gone already
 
 
-def _remembered(memory: Path) -> set[Found]:
-    try:
-        return set(msgspec.json.decode(flash.read_file(memory) or b"[]", type=list[Found]))
-    except msgspec.MsgspecError:
-        return set()
+def _line(file: Found) -> bytes:
+    return msgspec.json.encode(file) + b"\n"
+
+
+def _remembered(memory: Path) -> tuple[set[Found], int]:
+    """(the files taken, how many lines say so); a line that a power cut tore says nothing."""
+    lines = (flash.read_file(memory) or b"").splitlines()
+    taken = set()
+    for line in lines:
+        with contextlib.suppress(msgspec.MsgspecError):
+            taken.add(msgspec.json.decode(line, type=Found))
+    return taken, len(lines)

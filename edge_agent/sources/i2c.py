@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from edge_agent.sources.settings import SourceError
+from edge_agent.sources.windower import HOLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,6 +60,7 @@ class Accelerometer:
                 self._drop("not read")
                 if failures > FAILURES_MAX:
                     raise SourceError(f"{self._where} answers no more: {error.strerror or error}") from error
+                yield HOLE
             else:
                 failures = 0
                 yield np.frombuffer(data, self._chip.order).astype(np.float32) * np.float32(self._chip.step)

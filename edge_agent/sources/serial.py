@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from edge_agent.sources.contents import lines_of, numbers_in
 from edge_agent.sources.settings import SourceError
+from edge_agent.sources.windower import HOLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,6 +47,7 @@ class SerialLine:
                 yield numbers
             elif line.strip():
                 self._drop("not numbers")
+                yield HOLE
 
     def close(self) -> None:
         """See `edge_agent.sources.source.Source`."""

@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal, Self, TypeAlias
 
 from msgspec import Meta, Struct
 
-PERIOD_MS: Final = {"directory": 1000, "replay": 1000, "i2c": 20}  # where every_ms is not given
+PERIOD_MS: Final = {"directory": 1000, "replay": 1000, "camera": 1000, "i2c": 20}  # where every_ms is not given
 TOPIC_BYTES_MAX: Final = 256
 _Topic: TypeAlias = Annotated[str, Meta(pattern=r"^(?!fl/|\$)[^\x00-\x1f\x7f+#]*\Z", max_length=TOPIC_BYTES_MAX)]
 _Size: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 20)]
@@ -25,7 +25,7 @@ class SettingsError(ValueError):
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     """The section. Keys that a kind has no use for are left out."""
 
-    kind: Literal["directory", "replay", "mqtt", "serial", "i2c"]
+    kind: Literal["directory", "replay", "mqtt", "serial", "i2c", "microphone", "camera"]
     window: Annotated[tuple[_Size, ...], Meta(min_length=1, max_length=8)]  # its shape; the first is how many samples
     path: Path | None = None  # of directory, replay, serial
     topic: _Topic = ""  # of mqtt: where samples or windows arrive
@@ -35,6 +35,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     baud: Literal[9600, 19200, 38400, 57600, 115200, 230400, 460800, 921600] = 115200
     chip: Literal["adxl345", "mpu6050"] = "adxl345"
     bus: Annotated[int, Meta(ge=0, le=255)] = 1
+    device: Annotated[str, Meta(max_length=256, pattern=r"^[^\x00-\x1f\x7f]*\Z")] = ""  # of microphone and camera
+    rate_hz: Annotated[int, Meta(ge=100, le=192_000)] = 16_000  # of microphone
     keep_every: Annotated[int, Meta(ge=1, le=1_000_000)] = 1  # one window in so many waits for its label
     predictions: _Topic = ""  # where predictions are published; "": hedgerow/{device}/prediction
     labels: _Topic = ""  # where labels are heard; "": hedgerow/{device}/label
@@ -58,13 +60,29 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
         every_ms = PERIOD_MS.get(self.kind, 0) if self.every_ms is None else self.every_ms
         return every_ms / 1000
 
+    def prediction_topic(self, device_id: str) -> str:
+        """Where predictions are published."""
+        return self.predictions or f"hedgerow/{device_id}/prediction"
+
+    def label_topic(self, device_id: str) -> str:
+        """Where labels are heard."""
+        return self.labels or f"hedgerow/{device_id}/label"
+
     @property
     def place(self) -> str:
         """What is watched, for a sentence."""
-        return f"{self.kind} {self.topic or self.path or f'{self.chip} on bus {self.bus}'}"
+        where = f"{self.chip} on bus {self.bus}" if self.kind == "i2c" else self.topic or self.path or self.device
+        return f"{self.kind} {where}".rstrip()
 
-    def check(self) -> Self:
+    def check(self, device_id: str) -> Self:
         """Return the section; raise SettingsError where it cannot work."""
+        if self.topic and self.kind != "mqtt":
+            raise SettingsError(f"topic is for kind 'mqtt' alone, not for {self.kind!r}: leave it out")
+        if self.path is not None and self.kind not in {"directory", "replay", "serial"}:
+            raise SettingsError(f"path is not for kind {self.kind!r}: leave it out")
+        topics = (self.topic, self.prediction_topic(device_id), self.label_topic(device_id))
+        if len(set(topics)) < len(topics):
+            raise SettingsError(f"samples, predictions and labels need a topic each, not {', '.join(topics)}")
         if self.kind in {"directory", "replay", "serial"} and self.path is None:
             raise SettingsError(f"kind {self.kind!r} needs path = …")
         if self.kind == "mqtt" and not self.topic:

@@ -30,9 +30,9 @@ class Source(Protocol):
     """Where samples come from."""
 
     def pieces(self) -> Iterator[NDArray[np.float32]]:
-        """Hand out samples [n, width], a window [*window], windows [n, *window], or any of them flat, until over.
+        """Hand out samples [n, width], a window [*window], windows [n, *window], or any of them flat; HOLE for a gap.
 
-        Raises SourceError or OSError where it cannot go on.
+        Ends where the source is over. Raises SourceError or OSError where it cannot go on.
         """
 
     def close(self) -> None:
@@ -45,7 +45,7 @@ def open_source(settings: Settings, memory: Path, heard: Iterator[bytes], drop: 
     `memory` is a file for what it must remember, `heard` what arrives on its topic, `drop` counts under a reason.
     Raises SourceError or OSError.
     """
-    from edge_agent.sources import directory, i2c, mqtt, replay, serial
+    from edge_agent.sources import camera, directory, i2c, microphone, mqtt, replay, serial
 
     path = settings.path
     match settings.kind:
@@ -53,6 +53,10 @@ def open_source(settings: Settings, memory: Path, heard: Iterator[bytes], drop: 
             return mqtt.Topic(heard, settings.form, drop)
         case "i2c":
             return i2c.Accelerometer(settings.bus, settings.chip, settings.period_s, drop)
+        case "microphone":
+            return microphone.Microphone(settings.device, settings.rate_hz, drop)
+        case "camera":
+            return camera.Camera(settings.device, settings.window, settings.period_s, drop)
         case _ if path is None:
             raise SourceError(f"[source] kind {settings.kind!r} needs path = …")
         case "directory":

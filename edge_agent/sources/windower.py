@@ -2,7 +2,8 @@
 
     piece [*window], [n, *window]     whole windows; so are the numbers of one or more in a row, where width is not 1
     piece [n, width], [n * width]     samples of a stream: window[0] of them make a window, the next begins `hop` later
-    anything else, NaN, infinity      dropped and counted; a stream with a hole begins a window anew
+    an empty piece                    a hole, or the end of a file: no window spans it
+    anything else, NaN, infinity      dropped and counted; in a stream it is a hole, too
 
 Only the shape of a piece decides what it is: `width` is how many numbers one sample has, all of window but its first.
 """
@@ -10,7 +11,7 @@ Only the shape of a piece decides what it is: `width` is how many numbers one sa
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
+
+
+HOLE: Final = np.empty(0, np.float32)  # the piece that says: here something is missing
 
 
 class Windower:
@@ -32,7 +36,9 @@ class Windower:
         """Give every window that this piece completes, float32 [*shape], C-contiguous."""
         is_flat = piece.ndim == 1
         are_flat = is_flat and self._width > 1 and piece.size % prod(self._shape) == 0
-        if self._shape in {piece.shape, piece.shape[1:]} or are_flat:
+        if piece.size == 0:
+            self._samples = self._samples[:0]
+        elif self._shape in {piece.shape, piece.shape[1:]} or are_flat:
             yield from self._whole(piece.reshape(-1, *self._shape))
         elif is_flat and piece.size % self._width == 0:
             yield from self._cut(piece.reshape(-1, self._width))

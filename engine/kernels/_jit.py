@@ -1,7 +1,7 @@
 """The one place where it is decided how kernels become machine code.
 
-`kernel("void(float32[:, ::1], int64)")` marks what Python calls, with the exact types it takes; `inner` marks what only
-kernels call. At import one of three is chosen, and `kernels_in_use` says which:
+`kernel("void(float32[:, ::1], int64)")` marks what Python calls, with the exact types it takes; `inner` and `inlined`
+mark what only kernels call. At import one of three is chosen, and `kernels_in_use` says which:
 
     a build made ahead of time that fits this machine and these sources (`_native.py`): no compiler is loaded;
     otherwise Numba, which compiles here, at a kernel's first call, and keeps the machine code on disk (`warm.py`);
@@ -12,7 +12,9 @@ set only while a build is being made, and `TARGET` is then the target of that bu
 
 Both ways the code keeps three promises. `fastmath=False`: LLVM may not reorder or contract a sum, so x86-64 and aarch64
 give the same bits. `error_model="numpy"`: a division by zero is an IEEE infinity, which callers look for, and never a
-Python exception inside a loop. `nogil=True`: other threads run while a kernel does.
+Python exception inside a loop. `nogil=True`: other threads run while a kernel does. And `_nrt=False`: no array is
+counted, which took two atomic instructions at each call of an inner function, more than many of them do; so nothing can
+be allocated in a kernel. Numba's cache does not notice another flag: touch a file to have its kernels compiled anew.
 """
 
 import functools

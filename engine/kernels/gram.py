@@ -94,7 +94,7 @@ def dot(one, other):
 
 @inner
 def _turn(rows, top, first, taps, turned):
-    """Fill turned [W, 16] with `taps` columns, `first` and on, of sixteen rows, `top` and on, or as many as there are."""
+    """Fill turned [W, 16] with `taps` columns, `first` and on, of the sixteen rows from `top` on, or what there is."""
     many, squares = min(16, rows.shape[0] - top), 0
     if many == 16:
         squares = taps // 16

@@ -235,11 +235,17 @@ def test_a_flood_of_one_is_cut_and_does_not_keep_the_others_out(desk: Desk) -> N
     assert desk.say(topic, sealed)
 
 
-def test_a_flood_of_strangers_is_cut_before_anything_is_looked_up(desk: Desk) -> None:
-    topic = topics.up(FLEET, "stranger", "renew")
-    for _ in range(claims.CLAIMS_MAX + 5):
-        assert desk.say(topic, b"") == []
-    assert desk.refused == {"stranger": claims.CLAIMS_MAX, "too-many": 5}
+def test_all_together_are_cut_as_well_but_not_by_who_shows_no_key(desk: Desk, monkeypatch) -> None:
+    monkeypatch.setattr(claims, "CLAIMS_MAX", 3)
+    tokens = [desk.token() for _ in range(4)]
+    for _ in range(10):
+        assert desk.say(topics.up(FLEET, "stranger", "renew"), b"") == []
+    answers = [desk.claim(token, claim_of("dune", "dune")) for token in tokens[:3]]
+    assert [bool(answer.certificate) for answer in answers] == [True] * 3
+    seed = token_text.signing_seed(tokens[3].secret)
+    topic = topics.claim(FLEET, token_text.token_id(keys.public_text(seed)))
+    assert desk.say(topic, envelope.seal(claim_of(), topic, keys.signer(seed))) == []
+    assert desk.refused == {"stranger": 10, "too-many": 1}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from broker import authority
 from broker.cli.main import main
@@ -277,3 +278,26 @@ def test_an_address_that_is_none_is_told() -> None:
     ours = authority.found("farm", certificates.new_key(), NOW)
     with pytest.raises(CertificateError, match="neither an address nor"):
         authority.issue(ours, "server", certificates.new_key().public_key(), NOW, lasts_s=DAY, addresses=["bärn"])
+
+
+@pytest.mark.parametrize("addresses", [(), ("barn",)])
+def test_whoever_has_a_devices_key_cannot_play_the_mqtt_server_to_the_others(addresses: tuple[str, ...]) -> None:
+    ours = authority.found("farm", certificates.new_key(), NOW)
+    made = authority.issue(ours, "x", certificates.new_key().public_key(), NOW, lasts_s=DAY, addresses=addresses)
+    purposes = made.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    wanted = ExtendedKeyUsageOID.SERVER_AUTH if addresses else ExtendedKeyUsageOID.CLIENT_AUTH
+    assert list(purposes) == [wanted]
+    assert not made.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+
+
+def test_the_list_of_another_authority_says_nothing_here(tmp_path: Path) -> None:
+    ours, others = (authority.found("farm", certificates.new_key(), NOW) for _ in range(2))
+    file = tmp_path / "revoked.crl"
+    assert authority.read_list(file, ours) == {}
+    file.write_bytes(authority.revocation_list(others, [(7, NOW)], NOW))
+    assert authority.read_list(file, ours) == {}
+    file.write_bytes(authority.revocation_list(ours, [(7, NOW)], NOW))
+    assert authority.read_list(file, ours) == {7: NOW}
+    file.write_bytes(b"nothing")
+    with pytest.raises(CertificateError, match="no list of revoked certificates"):
+        authority.read_list(file, ours)

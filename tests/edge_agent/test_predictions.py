@@ -136,7 +136,7 @@ def test_a_prediction_is_json_at_qos_0_and_not_kept_while_the_link_is_down(side,
     side._stream.hear(b"rubbish")
     assert wire.sent == []
     shown = side.look()
-    assert shown.dropped == {"link down": 1, "budget spent": 1, "not finite": 2, "damaged": 1}
+    assert shown.dropped == {"not sent": 1, "budget spent": 1, "not finite": 2, "damaged": 1}
     assert (shown.windows, shown.last.window, shown.reason) == (4, 19, "an old one")
 
 
@@ -151,7 +151,21 @@ def test_a_dead_child_comes_back_after_pauses_that_double_and_are_short_again_fo
     pauses = [pause_s for pause_s, *_ in side.timers]
     assert pauses == [1, 2, 4, 1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
     assert (side.look().restarts, side.look().dropped) == (14, {"not finite": 14})
-    assert capsys.readouterr().out.count("event=watching-ended") == 14
+    assert capsys.readouterr().out.count("event=watching-rests") == 14
+
+
+def test_a_child_that_cannot_be_started_is_tried_again(side, monkeypatch):
+    def fail(*_args):
+        raise OSError(11, "Resource temporarily unavailable")
+
+    side.on_event(side._stream.end("SIGKILL"))
+    monkeypatch.setattr(predictions.stream, "Stream", fail)
+    side.on_event(Again())
+    assert side.look().reason == "the child cannot be started: Resource temporarily unavailable"
+    monkeypatch.setattr(predictions.stream, "Stream", Child)
+    side.on_event(Again())
+    assert side._stream is not None
+    assert [pause_s for pause_s, *_ in side.timers] == [1, 2]
 
 
 def test_why_a_child_ended_is_told_until_the_next_brings_a_window_and_one_that_is_over_stays_so(side):

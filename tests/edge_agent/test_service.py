@@ -79,6 +79,23 @@ def test_a_flood_of_messages_is_bounded_and_counted(shell):
     assert shell._look().refused == {"too-many": 50}
 
 
+def test_the_owners_topics_go_to_the_watching_side_and_never_into_the_machine(settings):
+    text = '\n[source]\nkind = "mqtt"\ntopic = "farm/x"\nwindow = [2]\n'
+    path = settings.device.key.with_suffix(".toml")
+    path.write_text(path.read_text() + text)
+    shell = service.Service(config.load(path))
+    waiting = create(config.load(path).waiting_path, (2,), 5)
+    waiting.append(bytes(8))
+    shell._post(Arrived("farm/x", b"[1, 2]", retain=False))
+    shell._post(Arrived("hedgerow/dev-1/label", b'{"window": 1, "label": 3}', retain=False))
+    (item,) = queued(shell)
+    shell._on_item(item)
+    assert shell._look().num_examples == 0
+    assert shell._reading().num_examples == 1
+    assert shell._look().refused == {}
+    assert shell._look().watching.labels == 1
+
+
 def test_a_link_whose_thread_died_ends_the_agent_instead_of_silence(shell, monkeypatch):
     monkeypatch.setattr(shell._link, "is_alive", lambda: False)
     shell._next_reading_ms = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from edge_agent import doctor
 from edge_agent.config import ConfigError
 from tests.edge_agent.test_config import GOOD, load
 
@@ -25,12 +26,26 @@ def test_the_least_sections_have_defaults_and_paths_beside_the_file(tmp_path):
     assert found.waiting_path == tmp_path / "state" / "waiting"
 
 
+def test_the_doctor_looks_at_the_source_and_lets_a_device_wait_for_its_first_label(tmp_path):
+    assert doctor._source(load(tmp_path, GOOD)) == "none is configured: nothing is watched"
+    with pytest.raises(doctor.Wrong, match="samples add"):
+        doctor._samples(load(tmp_path, GOOD))
+    found = load(tmp_path, DIRECTORY)
+    assert "come with the first label" in doctor._samples(found)
+    with pytest.raises(doctor.Wrong, match="incoming is not there: make it, or plug it in"):
+        doctor._source(found)
+    (tmp_path / "incoming").mkdir()
+    assert doctor._source(found) == f"directory {tmp_path / 'incoming'}, windows of [80, 3]"
+    with pytest.raises(doctor.Wrong, match=r"smbus2.*; install it with pip install 'hedgerow\[i2c\]'"):
+        doctor._source(load(tmp_path, HEAD + 'kind = "i2c"\nwindow = [80, 3]\n'))
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
         (HEAD, r"\[source\] needs kind"),
         (DIRECTORY + "windows = 3\n", r"unknown key 'windows' in \[source\]\. Did you mean 'window'"),
-        (DIRECTORY.replace("directory", "camera"), r"\[source\] kind: invalid enum value 'camera'"),
+        (DIRECTORY.replace("directory", "webcam"), r"\[source\] kind: invalid enum value 'webcam'"),
         (DIRECTORY.replace("[80, 3]", "[0, 3]"), r"\[source\] window"),
         (DIRECTORY.replace("[80, 3]", "[]"), r"\[source\] window: expected array of length >= 1"),
         (DIRECTORY.replace('path = "incoming"\n', ""), r"c.toml, \[source\]: kind 'directory' needs path"),

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import os
 import sys
 import threading
 import types
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.sources import contents, directory, i2c, mqtt, replay, serial
+from edge_agent.sources import camera, contents, directory, i2c, microphone, mqtt, replay, serial
 from edge_agent.sources.settings import Settings, SettingsError, SourceError
 from edge_agent.sources.source import open_source
 from edge_agent.sources.windower import Windower
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SAMPLES = np.arange(30, dtype=np.float32).reshape(10, 3) / 4
 
@@ -78,6 +75,12 @@ def test_what_is_not_finite_is_dropped_and_a_hole_begins_a_window_anew():
     assert dropped == {"not finite": 1}
     found, dropped = windows_of([np.stack([SAMPLES[:4], np.full((4, 3), np.inf)])])
     assert (len(found), dropped) == (1, {"not finite": 1})
+
+
+def test_no_window_spans_a_hole():
+    found, dropped = windows_of([SAMPLES[:3], np.empty(0), SAMPLES[3:8]])
+    assert np.array_equal(found, [SAMPLES[3:7]])
+    assert not dropped
 
 
 @pytest.mark.parametrize("piece", [np.zeros((2, 2)), np.zeros(7), np.zeros((1, 1, 1, 1)), np.zeros((5, 4, 2))])
@@ -162,19 +165,26 @@ def a_directory(tmp_path, dropped: Counter | None = None) -> directory.Directory
     return directory.Directory(tmp_path / "in", tmp_path / "seen", 0.05, lambda reason: drop([reason]))
 
 
+def firsts(source: directory.Directory, count: int) -> list[int]:
+    """The first number of each of so many files, with a hole behind each but the last."""
+    pieces = take(source.pieces(), 2 * count - 1)
+    assert [piece.size for piece in pieces[1::2]] == [0] * (count - 1)
+    return [int(piece[0, 0]) for piece in pieces[::2]]
+
+
 def test_each_file_is_read_once_in_the_order_of_time_over_restarts(tmp_path):
     source, dropped = a_directory(tmp_path), Counter()
     for at, name in enumerate(["b.npy", "a.npy", "notes.txt", ".hidden.npy"]):
         np.save(tmp_path / "in" / "x", np.full((2, 2), at, np.float32))
         (tmp_path / "in" / "x.npy").rename(tmp_path / "in" / name)
         os.utime(tmp_path / "in" / name, (at, at))
-    assert [int(piece[0, 0]) for piece in take(source.pieces(), 2)] == [0, 1]
+    assert firsts(source, 2) == [0, 1]
     source.close()
     np.save(tmp_path / "in" / "c.npy", np.full((2, 2), 7, np.float32))
     again = a_directory(tmp_path, dropped)
-    assert [int(piece[0, 0]) for piece in take(again.pieces(), 1)] == [7]
+    assert firsts(again, 1) == [7]
     np.save(tmp_path / "in" / "a.npy", np.full((2, 2), 8, np.float32))  # written anew
-    assert [int(piece[0, 0]) for piece in take(a_directory(tmp_path).pieces(), 1)] == [8]
+    assert firsts(a_directory(tmp_path), 1) == [8]
     assert not dropped
 
 
@@ -198,10 +208,15 @@ def test_the_memory_of_names_is_bounded_by_those_that_lie_there(tmp_path, monkey
     for at in range(5):
         np.save(tmp_path / "in" / f"{at}.npy", np.full((2, 2), at, np.float32))
         os.utime(tmp_path / "in" / f"{at}.npy", (at, at))
-    assert [int(piece[0, 0]) for piece in take(source.pieces(), 3)] == [2, 3, 4]
-    assert len(json.loads((tmp_path / "seen").read_bytes())) == 3
-    (tmp_path / "seen").write_bytes(b"rubbish")
-    assert len(take(a_directory(tmp_path).pieces(), 3)) == 3
+    assert firsts(source, 3) == [2, 3, 4]
+    assert len((tmp_path / "seen").read_bytes().splitlines()) == 3
+    for at in range(5, 12):
+        np.save(tmp_path / "in" / f"{at}.npy", np.full((2, 2), at, np.float32))
+        assert firsts(a_directory(tmp_path), 1) == [at]
+    assert len((tmp_path / "seen").read_bytes().splitlines()) <= 6
+    whole = (tmp_path / "seen").read_bytes()
+    (tmp_path / "seen").write_bytes(whole[:-5])  # the last line is torn: its file is read again
+    assert firsts(a_directory(tmp_path), 1) == [11]
 
 
 def test_a_directory_that_is_gone_ends_the_source(tmp_path):
@@ -282,7 +297,7 @@ def test_a_serial_line_brings_a_sample_a_line_and_ends_when_the_cable_is_out(tmp
     os.close(slave)
     os.write(master, b"boot v1\r\n1, 2; 3\r\n\n4 5\t6\n7,8")
     pieces = source.pieces()
-    assert np.array_equal(take(pieces, 2), [[1, 2, 3], [4, 5, 6]])
+    assert [piece.tolist() for piece in take(pieces, 3)] == [[], [1, 2, 3], [4, 5, 6]]
     os.write(master, b",9\n")
     assert np.array_equal(next(pieces), [7, 8, 9])
     assert dropped == ["not numbers"]
@@ -347,8 +362,9 @@ def test_an_accelerometer_is_woken_and_read_in_metres_per_second_squared(bus, mo
     monkeypatch.setattr(Bus, "answers", answers)
     dropped: list[str] = []
     source = i2c.Accelerometer(1, chip, 0.001, dropped.append)
-    pieces = take(source.pieces(), 2)
-    assert np.allclose(pieces, [[9.80665, -9.80665, 0]] * 2)
+    first, hole, second = take(source.pieces(), 3)
+    assert np.allclose([first, second], [[9.80665, -9.80665, 0]] * 2)
+    assert hole.size == 0
     assert dropped == ["not read"]
     source.close()
     assert [made.written for made in bus.made] == [
@@ -360,7 +376,7 @@ def test_a_chip_that_answers_no_more_ends_the_source(bus, monkeypatch):
     monkeypatch.setattr(i2c, "FAILURES_MAX", 2)
     monkeypatch.setattr(Bus, "answers", [OSError(121, "Remote I/O error")] * 3)
     with pytest.raises(SourceError, match="adxl345 on I2C bus 1 answers no more: Remote I/O error"):
-        take(i2c.Accelerometer(1, "adxl345", 0.001, lambda _reason: None).pieces(), 1)
+        list(i2c.Accelerometer(1, "adxl345", 0.001, lambda _reason: None).pieces())
 
 
 def test_without_the_library_one_line_says_what_to_install(monkeypatch):
@@ -369,10 +385,113 @@ def test_without_the_library_one_line_says_what_to_install(monkeypatch):
         i2c.Accelerometer(1, "adxl345", 0.1, pytest.fail)
 
 
+# Sound and pictures
+
+
+class PortAudioError(Exception):
+    pass
+
+
+class Sound:
+    """What sounddevice would give: one block of silence, one of full scale after an overrun, and then nothing more."""
+
+    def __init__(self, **wishes: object) -> None:
+        if wishes["device"] == "none":
+            raise ValueError("No input device matching 'none'")
+        assert (wishes["samplerate"], wishes["channels"], wishes["dtype"]) == (16_000, 1, "int16")
+        self.blocks = [(0, False), (-(1 << 15), True)] * 1
+
+    def start(self) -> None:
+        pass
+
+    def read(self, count: int) -> tuple[bytes, bool]:
+        if not self.blocks:
+            raise PortAudioError("Device unavailable")
+        value, has_overrun = self.blocks.pop(0)
+        return np.full(count, value, "<i2").tobytes(), has_overrun
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def sound(monkeypatch):
+    library = types.SimpleNamespace(RawInputStream=Sound, PortAudioError=PortAudioError)
+    monkeypatch.setitem(sys.modules, "sounddevice", library)
+
+
+def test_sound_comes_as_samples_and_an_overrun_is_a_hole(sound):
+    dropped: list[str] = []
+    pieces = microphone.Microphone("", 16_000, dropped.append).pieces()
+    silent, hole, loud = take(pieces, 3)
+    assert (silent.shape, silent.dtype, hole.size) == ((1600,), np.float32, 0)
+    assert (set(silent.tolist()), set(loud.tolist()), dropped) == ({0.0}, {-1.0}, ["overrun"])
+    with pytest.raises(SourceError, match="the microphone is silent: Device unavailable"):
+        next(pieces)
+    with pytest.raises(SourceError, match="cannot listen to microphone 'none': No input device"):
+        microphone.Microphone("none", 16_000, pytest.fail)
+
+
+class Capture:
+    """What cv2.VideoCapture would be: blue pictures, of which some do not come."""
+
+    def __init__(self, name: object) -> None:
+        self.name, self.comes = name, [True, False, True, *[False] * 20]
+
+    def isOpened(self) -> bool:  # noqa: N802
+        return self.name == 0
+
+    def read(self) -> tuple[bool, np.ndarray]:
+        return self.comes.pop(0), np.tile(np.array([255, 0, 51], np.uint8), (48, 64, 1))
+
+    def release(self) -> None:
+        pass
+
+
+@pytest.fixture
+def pictures(monkeypatch):
+    """OpenCV, of which only what the source uses is there, and works on one colour."""
+    library = types.SimpleNamespace(
+        VideoCapture=Capture,
+        INTER_AREA=3,
+        COLOR_BGR2GRAY=6,
+        COLOR_BGR2RGB=4,
+        resize=lambda picture, size, interpolation: picture[: size[1], : size[0]],
+        cvtColor=lambda picture, code: picture[..., ::-1] if code == 4 else picture[..., 0],
+    )
+    monkeypatch.setitem(sys.modules, "cv2", library)
+
+
+def test_a_picture_is_a_window_between_0_and_1_grey_or_rgb(pictures):
+    dropped: list[str] = []
+    source = camera.Camera("", (8, 6, 3), 0.0, dropped.append)
+    one, two = take(source.pieces(), 2)
+    assert (one.shape, one.dtype, dropped) == ((8, 6, 3), np.float32, ["not read"])
+    assert np.allclose(one, np.array([0.2, 0, 1]))
+    assert np.array_equal(one, two)
+    (grey,) = take(camera.Camera("0", (8, 6, 1), 0.0, pytest.fail).pieces(), 1)
+    assert grey.shape == (8, 6, 1)
+    with pytest.raises(SourceError, match="camera 0 gives no pictures any more"):
+        list(source.pieces())
+
+
+def test_a_camera_or_microphone_that_cannot_be_had_is_one_line(pictures, monkeypatch):
+    with pytest.raises(SourceError, match="cannot open camera /dev/video7: is it plugged in"):
+        camera.Camera("/dev/video7", (8, 6, 3), 0.0, pytest.fail)
+    with pytest.raises(SourceError, match=r"\[height, width, 1 or 3\], not \[64\]"):
+        camera.Camera("", (64,), 0.0, pytest.fail)
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    with pytest.raises(SourceError, match=r"pip install 'hedgerow\[camera\]'"):
+        camera.Camera("", (8, 6, 3), 0.0, pytest.fail)
+    with pytest.raises(SourceError, match=r"pip install 'hedgerow\[microphone\]'"):
+        microphone.Microphone("", 16_000, pytest.fail)
+
+
 # All of them
 
 
-def test_every_kind_is_opened_by_its_settings_stops_when_closed_and_closes_twice(bus, monkeypatch, tmp_path):
+def test_every_kind_is_opened_by_its_settings_and_closes_twice(bus, sound, pictures, monkeypatch, tmp_path):
     master, slave = os.openpty()
     monkeypatch.setattr(Bus, "answers", [bytes(6)] * 1000)
     np.save(tmp_path / "a.npy", np.zeros((50, 4, 3), np.float32))
@@ -380,14 +499,17 @@ def test_every_kind_is_opened_by_its_settings_stops_when_closed_and_closes_twice
     np.save(tmp_path / "in" / "a.npy", np.zeros((4, 3), np.float32))
     os.write(master, b"0 0 0\n" * 20)
     paths = {"directory": tmp_path / "in", "replay": tmp_path / "a.npy", "serial": os.ttyname(slave)}
-    kinds = ["directory", "replay", "mqtt", "serial", "i2c"]
+    kinds = ["directory", "replay", "mqtt", "serial", "i2c", "microphone", "camera"]
     for kind in kinds:
-        named = Settings(kind, (4, 3), path=paths.get(kind), topic="t" if kind == "mqtt" else "", every_ms=1).check()
+        shape = {"microphone": (1000,), "camera": (8, 6, 3)}.get(kind, (4, 3))
+        named = Settings(kind, shape, path=paths.get(kind), topic="t" if kind == "mqtt" else "", every_ms=1).check(
+            "dev-1"
+        )
         heard = iter([b"[0, 0, 0]"] * 20)
         source = open_source(named, tmp_path / "seen", heard, pytest.fail)
-        windower = Windower((4, 3), 4, pytest.fail)
+        windower = Windower(shape, shape[0], pytest.fail)
         window = next(window for piece in source.pieces() for window in windower.take(piece))
-        assert (window.shape, window.dtype, window.flags.c_contiguous) == ((4, 3), np.float32, True)
+        assert (window.shape, window.dtype, window.flags.c_contiguous) == (shape, np.float32, True)
         source.close()
         source.close()
     assert set(kinds) == set(Settings.__annotations__["kind"].__args__)
@@ -400,8 +522,12 @@ def test_every_kind_is_opened_by_its_settings_stops_when_closed_and_closes_twice
         (Settings("mqtt", (4,)), "kind 'mqtt' needs topic"),
         (Settings("mqtt", (4,), topic="t", hop=5), "hop: 5 samples would be skipped past a window of 4"),
         (Settings("mqtt", (1 << 20, 2), topic="t"), "2097152 numbers are too many"),
+        (Settings("i2c", (4,), path=Path("x")), "path is not for kind 'i2c'"),
+        (Settings("i2c", (4,), topic="t"), "topic is for kind 'mqtt' alone"),
+        (Settings("mqtt", (4,), topic="hedgerow/dev-1/prediction"), "need a topic each"),
+        (Settings("mqtt", (4,), topic="t", predictions="p", labels="p"), "need a topic each, not t, p, p"),
     ],
 )
 def test_settings_that_cannot_work_say_so(section, sentence):
     with pytest.raises(SettingsError, match=sentence):
-        section.check()
+        section.check("dev-1")

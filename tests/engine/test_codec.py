@@ -341,6 +341,17 @@ def test_entries_longer_than_what_is_looked_ahead_are_read_like_their_twin(befor
         )
 
 
+@pytest.mark.parametrize("c", [0, 3, 6])
+def test_an_entry_that_ends_where_the_look_ahead_does_is_read_like_its_twin(c):
+    for gap, size, start in itertools.product(range(40, 60), (1, 2, 65, 128), range(8)):
+        table = [(naive.GAPS, 0, gap + 1, 1, 0, c, 128)]
+        whole = naive.write_entries([gap], [-size], table, "1" * start)
+        place, value = np.empty(1, np.uint32), np.empty(1, np.int32)
+        buffer = np.frombuffer(bytearray(whole + b"\xff" * 8), np.uint8)
+        gaps.read_entries(buffer, start, np.array(table, np.int64), place, value)
+        assert (place[0], value[0]) == (gap, -size)
+
+
 @fast
 @given(st.lists(st.lists(st.floats(-100, 100, width=32), max_size=12), min_size=1, max_size=4), st.integers(1, 8))
 def test_reals_are_rounded_like_their_twin(some, value_bits):

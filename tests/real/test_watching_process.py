@@ -165,14 +165,14 @@ def test_windows_are_predicted_by_each_version_as_it_comes_into_use_and_the_agen
 
 
 def test_training_does_not_hold_up_predictions(make):
-    """Fifty windows a second; the longest silence, of one that trains, is compared with the rate, not with a clock."""
+    """Fifty windows a second: hardly one silence is longer while a child trains than before it did."""
     farm = make('kind = "replay"\npath = "stream.npy"\nwindow = [8, 8, 1]\nevery_ms = 20\nkeep_every = 1000\n')
     np.save(farm.settings.source.path, np.tile(farm.windows, (40, 1, 1, 1)))
     hard = msgspec.structs.replace(QUICK, epochs=200, batch_size=4)
     with farm.coordinator as coordinator, farm.owner as owner, AgentProcess(farm.path) as agent:
         coordinator.announce(hard)
         coordinator.wait_for("birth")
-        owner.next()
+        calm = [owner.next()["unix_ms"] for _ in range(100)]
         coordinator.offer(1, hard)
         agent.wait_for("event=handled .*StartTraining")
         times = []
@@ -180,10 +180,10 @@ def test_training_does_not_hold_up_predictions(make):
             times.append(owner.next()["unix_ms"])
         (trained,) = [line for line in agent.lines if line.startswith("event=trainer ")]
         assert "ok=1" in trained
-    gaps = np.diff(times)
+    before, gaps = np.diff(calm), np.diff(times)
     assert len(times) > 50  # it was busy for more than a second
-    assert np.median(gaps) <= 30
-    assert np.percentile(gaps, 99) <= 200, sorted(gaps)[-10:]
+    assert np.median(gaps) <= 1.5 * np.median(before)
+    assert np.percentile(gaps, 97) <= max(100, 3 * before.max()), sorted(gaps)[-20:]
 
 
 def test_a_killed_watcher_comes_back_and_reads_no_file_twice(make):
@@ -193,7 +193,7 @@ def test_a_killed_watcher_comes_back_and_reads_no_file_twice(make):
         assert [owner.next()["window"] for _ in range(2)] == [1, 2]
         first = watcher(agent)
         os.kill(first, signal.SIGKILL)
-        agent.wait_for(r'event=watching-ended .*again_in_s=1.000 reason="the child was ended by SIGKILL')
+        agent.wait_for(r'event=watching-rests pause_s=1.000 reason="the child was ended by SIGKILL')
         farm.put("b.npy", farm.windows[:1])
         assert owner.next()["window"] == 3
         assert watcher(agent) != first
@@ -252,6 +252,6 @@ def test_a_source_that_cannot_be_opened_is_told_and_the_agent_goes_on(make):
     with farm.coordinator as coordinator, AgentProcess(farm.path) as agent:
         coordinator.announce(QUICK)
         coordinator.wait_for("birth")
-        agent.wait_for(r'event=watching-ended .*again_in_s=2.000 reason="cannot use .*/in/no-cable: No such file')
+        agent.wait_for(r'event=watching-rests pause_s=2.000 reason="cannot use .*/in/no-cable: No such file')
         live_through_round(coordinator, 1)
         agent.wait_for("event=receipt round=1")

@@ -147,6 +147,19 @@ def test_what_cannot_be_read_tells_no_time(tmp_path: Path, content: bytes) -> No
     assert clock_floor._newest_start(file) == clock_floor._newest_start(tmp_path / "none") == 0
 
 
+def test_an_agent_pays_no_megabytes_for_reading_a_date(tmp_path: Path) -> None:
+    site = Site(tmp_path, LATER, server_lasts_s=200 * DAY, device_start=LATER)
+    code = f"""
+import sys, edge_agent.service
+from pathlib import Path
+from wire.link_terms import server_of
+tls = server_of("mqtts://barn", *map(Path, {[str(site.ca), str(site.device), str(site.key)]}))[1]()
+print(tls.floor_unix_s > 0, "cryptography.x509" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
+
+
 _CHILD = """
 import sys, time, wire.clock_floor as floor
 from pathlib import Path
