@@ -165,9 +165,10 @@ class Predictions:
         if self._source is None:
             return self._shown
         now_s, windows, shown = time.monotonic(), self._windows, self._shown
-        news = (self._why, self._restarts, self._taken)
+        news = (self._why, self._restarts, self._taken, self._last and self._last.version)
         since_s = now_s - self._shown_s
-        if shown.source and since_s < SHOWN_S and news == (shown.reason, shown.restarts, shown.labels):
+        told = (shown.reason, shown.restarts, shown.labels, shown.last and shown.last.version)
+        if shown.source and since_s < SHOWN_S and news == told:
             return shown
         rate = (windows - shown.windows) / max(since_s, 1e-3) * 60 if shown.source else 0.0
         self._shown_s = now_s

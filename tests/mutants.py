@@ -57,6 +57,16 @@ NUMBERS_TESTS = (
     "tests/engine/test_master.py",
     "tests/edge_agent/test_trainer.py",
 )
+ENROL_TESTS = (
+    "tests/broker/test_claims.py",
+    "tests/broker/test_enrolling.py",
+    "tests/broker/test_service_claims.py",
+    "tests/wire/test_certificates.py",
+    "tests/wire/test_token_text.py",
+    "tests/wire/test_clock_floor.py",
+    "tests/wire/test_topics.py",
+    "tests/edge_agent/test_enroll.py",
+)
 CODED_TESTS = ("tests/engine/test_codec.py", "tests/engine/test_robust.py")
 DRIFT_TESTS = (
     "tests/engine/test_drift.py",
@@ -97,6 +107,22 @@ RULES_TESTS = (
 )
 RULES = ("engine/ring.py", "engine/robust.py", "broker/aggregate/", "firmware_sim/lineage.py")
 STORE = ("broker/postgres.py", "broker/lease.py", "broker/backup.py", "broker/store.py")
+ENROL = (
+    "broker/claims.py",
+    "broker/authority.py",
+    "broker/enrolling.py",
+    "broker/enrolments.py",
+    "broker/log.py",
+    "wire/certificates.py",
+    "wire/clock_floor.py",
+    "wire/dial.py",
+    "wire/token_text.py",
+    "edge_agent/enroll.py",
+)
+ENROLLED = (
+    "who was let in is a stranger until the next change of the store",
+    "a device is called claim, as every token's certificate",
+)
 CODED = ("engine/kernels/gaps.py", "engine/kernels/gram.py")
 DRIFT = (
     "engine/codec/estimate.py",
@@ -1122,6 +1148,208 @@ MUTANTS = (
         "for w in range(squares * 16 + 1, taps):",
         "a column of the Gram is lost",
     ),
+    Mutant(
+        "broker/claims.py",
+        "        if not _is_proven(claim):",
+        "        if False:",
+        "a place for a key that the claimant does not hold",
+    ),
+    Mutant(
+        "broker/claims.py",
+        '        if known not in ("", claim.public_key):',
+        "        if False:",
+        "a token takes the name of a device that is there",
+    ),
+    Mutant(
+        "broker/claims.py",
+        "        if unix_s >= token.expires_unix_s:",
+        "        if unix_s > token.expires_unix_s + 86_400:",
+        "a token does not end",
+    ),
+    Mutant(
+        "broker/claims.py",
+        "        if row is None or not is_same or row.name != device_id or not _is_for(row, tls_key):",
+        "        if row is None or not is_same or row.name != device_id:",
+        "a used token answers another TLS key",
+    ),
+    Mutant(
+        "broker/claims.py",
+        "        if row is None or not is_same or row.name",
+        "        if row is None or row.name",
+        "a used token answers another device",
+    ),
+    Mutant(
+        "broker/claims.py",
+        "        if row.revoked_unix_s:",
+        "        if False:",
+        "a revoked certificate is given again",
+    ),
+    Mutant(
+        "broker/claims.py",
+        "            self._kept.use(token.token_id, row.serial)\n",
+        "            pass\n",
+        "a token is good for ever",
+    ),
+    Mutant("broker/claims.py", "unix_s < newest.due_unix_s and _is_for", "_is_for", "nothing is ever renewed"),
+    Mutant(
+        "broker/claims.py",
+        "            self._take_turn(topic, ASKER_CLAIMS_MAX, now_ms)\n",
+        "            pass\n",
+        "one device keeps all others out",
+    ),
+    Mutant(
+        "broker/claims.py",
+        '            self._take_turn("", CLAIMS_MAX, now_ms)  # behind',
+        "            # behind",
+        "all together are never cut",
+    ),
+    Mutant(
+        "broker/claims.py",
+        "        token = self._kept.token(token_id) if fleet == self._fleet else None",
+        "        token = self._kept.token(token_id)",
+        "another fleet's topic is answered",
+    ),
+    Mutant(
+        "broker/claims.py",
+        '    if token.device_id not in ("", claim.device_id):',
+        "    if False:",
+        "a token for one is good for all",
+    ),
+    Mutant(
+        "broker/authority.py",
+        "ExtendedKeyUsageOID.SERVER_AUTH if addresses else ExtendedKeyUsageOID.CLIENT_AUTH",
+        "ExtendedKeyUsageOID.SERVER_AUTH",
+        "a device's key makes an MQTT server",
+    ),
+    Mutant(
+        "broker/authority.py",
+        "    until = min(unix_s + lasts_s, ends)",
+        "    until = unix_s + lasts_s",
+        "outlives its authority",
+    ),
+    Mutant(
+        "broker/authority.py",
+        ".next_update(authority.own.not_valid_after_utc)",
+        ".next_update(_time(unix_s + DAY_S))",
+        "the list ends tomorrow, and everybody is turned away",
+    ),
+    Mutant("broker/authority.py", "    if mode & 0o077:", "    if mode & 0o007:", "a key that the group may read"),
+    Mutant(
+        "broker/authority.py",
+        "    if not read.is_signature_valid(authority.key.public_key()):\n        return {}\n",
+        "",
+        "believes the list of another authority",
+    ),
+    Mutant(
+        "broker/enrolling.py",
+        "    revoked = authority.read_list(path, ours) | dict",
+        "    revoked = dict",
+        "the revoked come back with a backup",
+    ),
+    Mutant(
+        "broker/enrolling.py",
+        "            was_in = store.remove_device(name)",
+        "            was_in = True",
+        "a revoked device stays in the fleet",
+    ),
+    Mutant(
+        "broker/enrolments.py",
+        '"WHERE name = :name AND revoked_unix_s = 0 AND expires_unix_s > :now"',
+        '"WHERE serial = (SELECT MAX(serial) FROM certificates WHERE name = :name) AND revoked_unix_s = 0 AND expires_unix_s > :now"',
+        "only one of a device's certificates is revoked",
+    ),
+    Mutant(
+        "broker/enrolments.py",
+        "            self.revoke(name_in(token_id), unix_s)\n",
+        "            pass\n",
+        "a withdrawn token still opens the door",
+    ),
+    Mutant("wire/certificates.py", "    if not is_signed:", "    if False:", "a request for another's key"),
+    Mutant(
+        "wire/certificates.py",
+        "    if certificate.public_key() != key:",
+        "    if False:",
+        "another key's certificate is kept",
+    ),
+    Mutant(
+        "wire/certificates.py",
+        ', x509.InvalidVersion) as error:\n        raise CertificateError("the request is no',
+        ') as error:\n        raise CertificateError("the request is no',
+        "a request with a strange version raises",
+    ),
+    Mutant(
+        "wire/clock_floor.py",
+        "    if time.time() >= floor:\n        return Tls(context)\n",
+        "",
+        "a right clock is not believed",
+    ),
+    Mutant(
+        "wire/clock_floor.py",
+        "ssl.cert_time_to_seconds(ends) < floor_unix_s",
+        "ssl.cert_time_to_seconds(ends) < 0",
+        "an ended server is forgiven",
+    ),
+    Mutant(
+        "wire/clock_floor.py",
+        "    return Tls(context, floor)",
+        "    context.check_hostname = False\n    return Tls(context, floor)",
+        "the name is forgiven with the time",
+    ),
+    Mutant(
+        "wire/dial.py",
+        "            clock_floor.check(self.sock, self._tls.floor_unix_s)\n",
+        "",
+        "nobody looks when the server's certificate ended",
+    ),
+    Mutant(
+        "edge_agent/enroll.py",
+        "        if isinstance(answer, Certificate) and answer.digest == digest_of(sealed):",
+        "        if isinstance(answer, Certificate):",
+        "an answer to another claim",
+    ),
+    Mutant(
+        "edge_agent/enroll.py",
+        "    certificates.check_issued(got, name, tls_key.public_key(), authority[0])\n",
+        "",
+        "whatever comes is kept",
+    ),
+    Mutant(
+        "edge_agent/enroll.py",
+        "    certificates.check_issued(got, device.id, tls_key.public_key(), authority[0])\n",
+        "",
+        "whatever comes is kept at renewal",
+    ),
+    Mutant(
+        "edge_agent/enroll.py",
+        "    if not path.exists():\n        given",
+        "    if True:\n        given",
+        "a config is overwritten",
+    ),
+    Mutant(
+        "broker/service.py",
+        "self._store_counter, self._poll_at_s = -1, 0.0",
+        "pass",
+        "who was let in is a stranger until the next change of the store",
+    ),
+    Mutant(
+        "broker/log.py",
+        'line("birth" if present else "death", device=seen)',
+        'line("birth" if present else "death", device=device)',
+        "who had waited to be let in is nobody in the log",
+    ),
+    Mutant(
+        "wire/topics.py",
+        'RESERVED: Final = (ALL, "coordinator", CLAIM)',
+        'RESERVED: Final = (ALL, "coordinator")',
+        "a device is called claim, as every token's certificate",
+    ),
+    Mutant("wire/token_text.py", "    if check != _check(body):", "    if False:", "a damaged token is taken for good"),
+    Mutant(
+        "broker/aggregate/guarded.py",
+        "claimed * robust.bounded(claimed) * robust.uncrowded(batch)",
+        "claimed * robust.uncrowded(batch)",
+        "one device that claims 4,096 examples decides",
+    ),
 )
 
 
@@ -1168,6 +1396,8 @@ def _tests_for(mutant: Mutant | None) -> tuple[str, ...]:
             FLEET_TESTS,
         )
         return tuple(dict.fromkeys(test for group in groups for test in group))
+    if mutant.file in ENROL or mutant.why in ENROLLED:
+        return ENROL_TESTS
     if mutant.file in CODED:
         return CODED_TESTS
     if mutant.file in DRIFT:

@@ -51,14 +51,14 @@ if [ -d /run/systemd/system ]; then
     systemctl daemon-reload
     # it starts when there is a configuration, and is started anew by an upgrade
     [ ! -e /etc/hedgerow/agent.toml ] || systemctl restart edge-agent.service
-    systemctl enable edge-agent.service
+    systemctl enable edge-agent.service edge-agent-renew.timer
 fi
 """
 _BEFORE_REMOVE = """\
 #!/bin/sh
 set -e
 if [ -d /run/systemd/system ] && [ "$1" = remove ]; then
-    systemctl disable --now edge-agent.service || true
+    systemctl disable --now edge-agent.service edge-agent-renew.timer || true
 fi
 find /opt/hedgerow/lib -name __pycache__ -type d -prune -exec rm -rf {} +
 """
@@ -147,8 +147,11 @@ def _fill(tree: Path, python: str, scratch: Path) -> None:
     (tree / "usr/bin").mkdir(parents=True)
     (tree / "usr/bin/edge-agent").symlink_to("/opt/hedgerow/bin/edge-agent")
     unit = (ROOT / "deploy/raspi/edge-agent.service").read_text("utf-8")
-    (tree / "lib/systemd/system").mkdir(parents=True)
-    (tree / "lib/systemd/system/edge-agent.service").write_text(_without_warming(unit), "utf-8")
+    units = tree / "lib/systemd/system"
+    units.mkdir(parents=True)
+    (units / "edge-agent.service").write_text(_without_warming(unit), "utf-8")
+    for name in ("edge-agent-renew.service", "edge-agent-renew.timer"):
+        shutil.copy(ROOT / "deploy/raspi" / name, units)
 
 
 def _without_warming(unit: str) -> str:

@@ -256,14 +256,19 @@ def test_a_window_that_was_forgotten_takes_no_label(settings):
 def test_a_status_of_nothing_but_more_windows_stays_the_same_for_a_minute(side, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(predictions.time, "monotonic", lambda: now[0])
+    assert side.look().windows == 0
+    side._stream.report(window=1, label=1, score=0.5, version=1, unix_ms=1)
     first = side.look()
-    for number in range(1, 31):
+    assert first.windows == 1
+    for number in range(2, 32):
         side._stream.report(window=number, label=1, score=0.5, version=1, unix_ms=number)
     now[0] += predictions.SHOWN_S - 1
     assert side.look() is first
     now[0] += 1
-    assert (side.look().windows, side.look().per_minute) == (30, 30.0)
-    side._stream.report(window=31, version=1, unix_ms=31, reason="news")
+    assert (side.look().windows, side.look().per_minute) == (31, 30.0)
+    side._stream.report(window=32, version=2, unix_ms=32)
+    assert side.look().last.version == 2
+    side._stream.report(window=33, version=2, unix_ms=33, reason="news")
     assert side.look().reason == "news"
 
 

@@ -6,14 +6,19 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge_agent import config, predictions, samples, service
+from edge_agent import config, inference, predictions, samples, service
+from edge_agent.disk import Directory
 from edge_agent.effects import Job
+from edge_agent.flash import Flash
 from edge_agent.trainer import Base, Keeping, train
 from edge_agent.trying import InUse
 from engine.frame import frame_of
+from engine.models.interpreter import open_model
 from engine.train import TrainingError
+from tests.edge_agent.test_inference import put
 from tests.edge_agent.test_trainer import BASE, JOB
-from tests.engine.models_at_hand import ELSEWHERE, needs_elsewhere
+from tests.engine.graph_tflite import write
+from tests.engine.sketch import Sketch
 from tests.real.scripted_coordinator import QUICK
 from wire import keys
 
@@ -46,26 +51,56 @@ def test_a_model_that_does_not_give_its_window_back_says_so():
         train(JOB, BASE, examples, None, RATE, unlabelled=True)
 
 
-@needs_elsewhere
+def autoencoder() -> bytes:
+    """A model file that narrows twelve numbers to six, and widens them again."""
+    sketch = Sketch((1, 12), seed=4)
+    x = sketch.operator("FULLY_CONNECTED", [sketch.entering, *sketch.weights((6, 12), 0, 6)], (1, 6), "RELU")
+    x = sketch.operator("FULLY_CONNECTED", [x, *sketch.weights((12, 6), 0, 12)], (1, 12))
+    return write(sketch.graph(x))
+
+
+USUAL = np.random.default_rng(0).integers(-20, 20, (64, 12)).astype(np.float32) / 4
+
+
 @pytest.mark.parametrize("lane", ["economy", "trial"])
 def test_an_autoencoder_learns_what_is_usual_here_without_a_label(tmp_path, lane):
-    model = (ELSEWHERE / "ad01_int8.tflite").read_bytes()
-    frame = frame_of(model, "last-1")
-    usual = np.load(ELSEWHERE / "ad_sample_f32_frames128.npy").astype(np.float32).reshape(-1, 640)[:80] + 2.0
-    labels = np.where(np.arange(len(usual)) % 2, -1, 1).astype(np.int32)  # some have one: it makes no difference
-    examples = samples.Arrays(usual, labels, np.arange(1, len(usual) + 1, dtype=np.uint64))
+    model = autoencoder()
+    frame = frame_of(model, "full")
+    labels = np.where(np.arange(64) % 2, -1, 1).astype(np.int32)  # some have one: it makes no difference
+    examples = samples.Arrays(USUAL, labels, np.arange(1, 65, dtype=np.uint64))
     plan = msgspec.structs.replace(
-        QUICK, train="last-1", num_params=frame.suffix.num_params, lane=lane, learning_rate=1.0, epochs=4
+        QUICK, train="full", num_params=frame.suffix.num_params, lane=lane, learning_rate=0.01, epochs=30
     )
     job, base = Job("dev-1", 3, 2, plan, (), 0), Base(model, frame.own())
-    in_use = InUse(1, "last-1", model, frame.own())
+    keeping, in_use = Keeping(tmp_path / "features", 1 << 20, 50), InUse(1, "full", model, frame.own())
+    answer = train(job, base, examples, None, RATE, keeping=keeping, in_use=in_use, unlabelled=True).answer
+    assert (answer.held_out_correct, answer.held_out_count) == (0, 0)
+    assert (answer.trial.won, answer.trial.lost, answer.trial.refused) == (0, 0, "")
+    assert answer.num_examples == 64 - sum(samples.is_held_out(number, RATE) for number in range(1, 65))
+    assert (answer.payload != b"") == (lane == "economy")
+    if lane == "economy":
+        assert answer.loss_after < answer.loss_before / 2
+
+
+def test_the_features_of_windows_without_a_label_are_kept_and_none_of_them_replayed(tmp_path):
+    """Those that are gone would need their windows as targets, and features are all that is kept of them."""
+    model = autoencoder()
+    frame = frame_of(model, "last-1")
+    plan = msgspec.structs.replace(QUICK, train="last-1", num_params=frame.suffix.num_params)
+    job, base = Job("dev-1", 3, 2, plan, (), 0), Base(model, frame.own())
     keeping = Keeping(tmp_path / "features", 1 << 20, 50)
-    for _ in range(2):  # the second time the features are there
-        answer = train(job, base, examples, None, RATE, keeping=keeping, in_use=in_use, unlabelled=True).answer
-        assert (answer.held_out_correct, answer.held_out_count) == (0, 0)
-        assert (answer.trial.won, answer.trial.lost, answer.trial.refused) == (0, 0, "")
-        held_out = sum(samples.is_held_out(number, RATE) for number in range(1, len(usual) + 1))
-        assert answer.num_examples == len(usual) - held_out
-        assert (answer.payload != b"") == (lane == "economy")
-        if lane == "economy":
-            assert answer.loss_after < 0.9 * answer.loss_before
+    for first in (1, 65):  # the second time the store has others
+        numbers = np.arange(first, first + 64, dtype=np.uint64)
+        examples = samples.Arrays(USUAL, np.full(64, 1, np.int32), numbers)
+        train(job, base, examples, None, RATE, keeping=keeping, unlabelled=True)
+    assert (tmp_path / "features").stat().st_size > 64 * 6
+
+
+def test_its_answer_is_how_badly_it_gives_a_window_back_and_no_label(tmp_path):
+    Flash(Directory(tmp_path))
+    model = autoencoder()
+    put(tmp_path, 1, frame_of(model, "full").own(), model, "full")
+    loaded = inference.InUse(tmp_path, (12,)).now()
+    given = open_model(model, 1)(USUAL).astype(np.float64) * 0.25
+    for window, back in zip(USUAL, given, strict=True):
+        assert loaded.answer(window) == (None, pytest.approx(np.mean((window - back) ** 2), rel=1e-5))
