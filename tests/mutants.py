@@ -57,6 +57,17 @@ NUMBERS_TESTS = (
     "tests/engine/test_master.py",
     "tests/edge_agent/test_trainer.py",
 )
+SEEING_TESTS = (
+    "tests/edge_agent/test_sources.py",
+    "tests/edge_agent/test_stream.py",
+    "tests/edge_agent/test_inference.py",
+    "tests/edge_agent/test_predictions.py",
+    "tests/edge_agent/test_watching.py",
+    "tests/edge_agent/test_unlabelled.py",
+    "tests/edge_agent/test_samples.py",
+    "tests/edge_agent/test_service.py",
+    "tests/real/test_link.py",
+)
 ENROL_TESTS = (
     "tests/broker/test_claims.py",
     "tests/broker/test_enrolling.py",
@@ -107,6 +118,15 @@ RULES_TESTS = (
 )
 RULES = ("engine/ring.py", "engine/robust.py", "broker/aggregate/", "firmware_sim/lineage.py")
 STORE = ("broker/postgres.py", "broker/lease.py", "broker/backup.py", "broker/store.py")
+SEEING = (
+    "edge_agent/inference.py",
+    "edge_agent/predictions.py",
+    "edge_agent/samples.py",
+    "edge_agent/stream.py",
+    "edge_agent/service.py",
+    "wire/link.py",
+)
+SEEN = ("labels train again as if they were windows",)
 ENROL = (
     "broker/claims.py",
     "broker/authority.py",
@@ -1255,7 +1275,8 @@ MUTANTS = (
     Mutant(
         "broker/enrolments.py",
         '"WHERE name = :name AND revoked_unix_s = 0 AND expires_unix_s > :now"',
-        '"WHERE serial = (SELECT MAX(serial) FROM certificates WHERE name = :name) AND revoked_unix_s = 0 AND expires_unix_s > :now"',
+        '"WHERE serial = (SELECT MAX(serial) FROM certificates WHERE name = :name) "\n'
+        '            "AND revoked_unix_s = 0 AND expires_unix_s > :now"',
         "only one of a device's certificates is revoked",
     ),
     Mutant(
@@ -1350,6 +1371,77 @@ MUTANTS = (
         "claimed * robust.uncrowded(batch)",
         "one device that claims 4,096 examples decides",
     ),
+    Mutant(
+        "edge_agent/sources/windower.py",
+        "            start += self._hop\n",
+        "            start += count\n",
+        "windows take no account of the hop",
+    ),
+    Mutant(
+        "edge_agent/sources/directory.py",
+        "if file in self._last_look and file not in self._taken:",
+        "if file not in self._taken:",
+        "reads a file while it grows",
+    ),
+    Mutant(
+        "edge_agent/sources/contents.py",
+        "            if not is_too_long:\n                yield each\n",
+        "            yield each\n",
+        "the rest of a line that is too long is a sample",
+    ),
+    Mutant(
+        "edge_agent/inference.py",
+        "model.files, durable.residual_round_id)",
+        "model.files)",
+        "predicts without the layers of its own",
+    ),
+    Mutant(
+        "edge_agent/inference.py",
+        " or (self.reason and now_s >= self._again_s)",
+        "",
+        "a version once damaged is never tried again",
+    ),
+    Mutant(
+        "edge_agent/predictions.py",
+        "    if before != samples.UNKNOWN:",
+        "    if before == label:",
+        "a label that is said twice makes two examples",
+    ),
+    Mutant(
+        "edge_agent/predictions.py",
+        "1 if lived_s >= LASTED_S else self._deaths + 1",
+        "self._deaths + 1",
+        "the pause of the prediction child never shrinks",
+    ),
+    Mutant("edge_agent/predictions.py", 'payload or b"\\n")', "payload)", "an empty message ends the prediction child"),
+    Mutant(
+        "edge_agent/predictions.py", "        if self._spent:\n", "        if False:\n", "predictions spend the budget"
+    ),
+    Mutant(
+        "edge_agent/samples.py",
+        " and not self._is_at(descriptor, self._newest + 1)",
+        "",
+        "two writers of samples write over each other",
+    ),
+    Mutant("edge_agent/stream.py", "socket.MSG_DONTWAIT", "0", "telling waits for the child"),
+    Mutant(
+        "wire/link.py",
+        "            if qos:  #",
+        "            if True:  #",
+        "a message of QoS 0 takes a place in the window",
+    ),
+    Mutant(
+        "edge_agent/trainer.py",
+        "old = (features[:0], labels[:0]) if unlabelled else old",
+        "old = old",
+        "labels train again as if they were windows",
+    ),
+    Mutant(
+        "edge_agent/service.py",
+        " if not self._predictions.takes(topic, payload)",
+        "",
+        "the owner's topics reach the machine",
+    ),
 )
 
 
@@ -1396,6 +1488,8 @@ def _tests_for(mutant: Mutant | None) -> tuple[str, ...]:
             FLEET_TESTS,
         )
         return tuple(dict.fromkeys(test for group in groups for test in group))
+    if mutant.file.startswith("edge_agent/sources/") or mutant.file in SEEING or mutant.why in SEEN:
+        return SEEING_TESTS
     if mutant.file in ENROL or mutant.why in ENROLLED:
         return ENROL_TESTS
     if mutant.file in CODED:
