@@ -168,7 +168,7 @@ _REFUSED: Final[tuple[tuple[Callable[[Wish], bool], Contradiction], ...]] = (
             "a rule that ranks each parameter, on updates that carry a part of them",
             "[plan] keep_rate, update_bytes_max, [aggregate] rule",
             "of updates that carry a hundredth nearly every median is 0, and the model unlearns (0.93 to 0.15)",
-            'take one that compares devices ("guarded"), or lane = "hardened", or keep_rate = 1 and update_bytes_max = 0',
+            'take one that compares devices ("guarded"), or lane "hardened", or keep_rate 1 and update_bytes_max 0',
         ),
     ),
     (
