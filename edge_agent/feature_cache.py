@@ -68,6 +68,7 @@ class FeatureCache:
         self._header = _header(self._record_bytes, digest)
         self._heads: dict[int, tuple[int, int, int]] = {}  # number: (slot, window, label)
         self._unused: list[int] = []
+        self._slot_count = 0  # whole ones in the file
         self._load()
         self._oldest = sorted(self._heads)  # a heap; what it holds beyond the heads is passed over
 
@@ -112,6 +113,9 @@ class FeatureCache:
             return self._heads.pop(number)[0]
         if self._unused:
             return self._unused.pop()
+        if self._slot_count < self._capacity:
+            self._slot_count += 1
+            return self._slot_count - 1
         while self._oldest and self._oldest[0] not in self._heads:
             heapq.heappop(self._oldest)
         if not self._oldest or self._oldest[0] > number:
@@ -124,16 +128,15 @@ class FeatureCache:
             flash.write_file(self._path, self._header)
         with self._path.open("rb") as file:
             file.seek(_HEADER_BYTES)
-            there = -(-(os.fstat(file.fileno()).st_size - _HEADER_BYTES) // self._record_bytes)  # the last may be torn
-            for slot in range(there):
+            self._slot_count = (os.fstat(file.fileno()).st_size - _HEADER_BYTES) // self._record_bytes
+            for slot in range(self._slot_count):
                 record = file.read(self._record_bytes)
-                number, window, label, checksum = _RECORD.unpack_from(record.ljust(_RECORD.size, b"\0"))
-                is_whole = len(record) == self._record_bytes and number > 0 and number not in self._heads
-                if is_whole and checksum == zlib.crc32(record[_RECORD.size :], zlib.crc32(record[: _SIGNED.size])):
+                number, window, label, checksum = _RECORD.unpack_from(record)
+                is_new = number > 0 and number not in self._heads
+                if is_new and checksum == zlib.crc32(record[_RECORD.size :], zlib.crc32(record[: _SIGNED.size])):
                     self._heads[number] = (slot, window, label)
                 else:
                     self._unused.append(slot)
-        self._unused.extend(range(there, self._capacity))
         self._unused.reverse()  # taken from the end: the file grows no more than it must
 
     def _is_ours(self) -> bool:

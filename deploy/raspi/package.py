@@ -132,8 +132,11 @@ def _fill(tree: Path, python: str, scratch: Path) -> None:
         wanted += ["--platform", platform]
     _run(
         sys.executable, "-m", "pip", "install", "-q", "--only-binary=:all:", "--no-compile", *wanted,
-        "--target", str(library), f"{wheel}[agent]",
+        "--target", str(library), *_requirements(python),
     )  # fmt: skip
+    _run(
+        sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-compile", "--target", str(library), str(wheel)
+    )
     for pattern in LEFT_OUT:
         for path in library.glob(pattern):
             shutil.rmtree(path)
@@ -152,6 +155,16 @@ def _fill(tree: Path, python: str, scratch: Path) -> None:
     (units / "edge-agent.service").write_text(_without_warming(unit), "utf-8")
     for name in ("edge-agent-renew.service", "edge-agent-renew.timer"):
         shutil.copy(ROOT / "deploy/raspi" / name, units)
+
+
+def _requirements(python: str) -> list[str]:
+    """What `[agent]` needs with this Python: pip asks the one that runs it, whichever it installs for."""
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    wanted = [Requirement(text) for text in (*project["dependencies"], *project["optional-dependencies"]["agent"])]
+    chosen = [each for each in wanted if each.marker is None or each.marker.evaluate({"python_version": python})]
+    return [f"{each.name}{each.specifier}" for each in chosen]
 
 
 def _without_warming(unit: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -156,6 +157,19 @@ def test_a_smaller_bound_is_kept_at_once(tmp_path):
     passed(opened(tmp_path, records=9), range(1, 10), Frozen())
     opened(tmp_path, records=3)
     assert (tmp_path / "features").stat().st_size <= 96 + 3 * RECORD
+
+
+def test_room_that_is_not_used_costs_nothing(tmp_path):
+    passed(opened(tmp_path, records=10_000_000), [1, 2], Frozen())
+    tracemalloc.start()
+    cache = opened(tmp_path, records=10_000_000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100_000
+    frozen = Frozen()
+    passed(cache, [2, 3], frozen)
+    assert frozen.asked == [3]
+    assert (tmp_path / "features").stat().st_size == 96 + 3 * RECORD
 
 
 def test_a_card_that_is_full_costs_the_keeping_and_not_the_training(tmp_path, monkeypatch):
