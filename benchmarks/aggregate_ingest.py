@@ -42,7 +42,7 @@ from broker import mqtt_server
 from broker.admission import gate
 from broker.config import parse
 from broker.cost import made_up
-from broker.effects import StoreUpdate, UpdateRow
+from broker.effects import RoundRow, StoreUpdate, UpdateRow
 from broker.plans import plan_of
 from broker.registry import first_version, model_of
 from broker.store import Store
@@ -139,7 +139,7 @@ def _founded(place: Path, text: str, devices: list[str]) -> Fleet:
         store.put_first_version(*first)
         for device, seed in seeds.items():
             store.add_device(device, keys.public_text(seed))
-        store.request_rounds(plan, 1, 1_000_000, 0, 86_400_000)
+        store.ask_for([RoundRow(0, plan, "waiting", 1_000_000, 0, 86_400_000)])
     update = Update(1, 1, 40, 3, 4, _payload(plan, frame))
     sealed = []
     for device, seed in seeds.items():

@@ -17,11 +17,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from benchmarks.environments import ROOT, NotToBeHadError
+from deploy.raspi.package import requirements
 from edge_agent.disk import Directory
 from edge_agent.effects import Durable
 from edge_agent.flash import Flash
@@ -82,16 +82,6 @@ def interpreter(python: str) -> str | None:
     found = shutil.which(f"python{python}")
     done = found and subprocess.run([found, "-m", "pip", "--version"], capture_output=True, check=False)
     return found if done and done.returncode == 0 else None
-
-
-def requirements(python: str) -> list[str]:
-    """What `[agent]` needs with this Python: pip asks the one that runs it, whichever it installs for."""
-    from packaging.requirements import Requirement
-
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    wanted = [Requirement(text) for text in (*project["dependencies"], *project["optional-dependencies"]["agent"])]
-    chosen = [each for each in wanted if each.marker is None or each.marker.evaluate({"python_version": python})]
-    return [f"{each.name}{each.specifier}" for each in chosen]
 
 
 def kernels() -> Path:

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from broker import serving
 from broker.effects import Candidate, CommitStage, StoreRound, TrialRow
 from broker.ration import Rations
+from engine.sign_test import is_worse
 
 if TYPE_CHECKING:
     from broker.effects import Aggregated, Effect, Ring, RoundRow, Snapshot, StageWished
@@ -65,7 +66,7 @@ class Rollout:
         """Tell one device of the candidate."""
         if self.candidate is None:
             return []
-        return [self._id.say(device_id, replace(self.candidate.manifest, url=self._id.url))]
+        return [self._id.say(device_id, self.candidate.manifest)]
 
     def serve(self, device_id: str, want: Want, now_ms: int) -> list[Effect] | None:
         """What a device is sent that wants a file; None where it has had its ration."""
@@ -186,8 +187,7 @@ def _compared(answers: list[TrialRow], ring: Ring) -> Verdict:
     won, lost = sum(row.won for row in scored), sum(row.lost for row in scored)
     count = sum(row.held_out_count for row in scored)
     told = f"on {count} held-out examples of {len(scored)} devices {lost} lost, {won} won"
-    # beyond the bound, and beyond chance: the sign test at two standard deviations
-    if lost - won > ring.worse_rate * count and (lost - won) ** 2 > 4 * (lost + won):
+    if lost - won > ring.worse_rate * count and is_worse(won, lost):  # beyond the bound, and beyond chance
         return Verdict(is_good=False, why=f"worse in the field: {told}")
     return Verdict(is_good=True, why=f"{len(answers)} devices tried it: {told}")
 

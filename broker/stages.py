@@ -31,11 +31,6 @@ class Stages:
     def __init__(self, database: Database) -> None:
         self._db = database
 
-    def of_versions(self) -> dict[int, tuple[str, str]]:
-        """Version → (its stage, why it is in it)."""
-        rows = self._rows("model_version, stage, stage_why", "versions")
-        return {version: (stage, why) for version, stage, why in rows}
-
     def snapshot(self, opened: Iterable[RoundRow]) -> dict[str, Any]:
         """The fields of a Snapshot that are of stages; `opened` are its rounds."""
         fleets = self._rows("MAX(model_version)", "versions WHERE stage = 'promoted'")[0][0]

@@ -39,7 +39,7 @@ from broker.roster import Roster
 from broker.rows import ROUND, Cost, SeenRow, StoredUpdate, VersionRow, columns_of, round_of
 from broker.stages import Stages
 from broker.standing import ROUNDS_MAX
-from wire.messages import MODEL_FILE, PARAMS_FILE, Manifest, Plan, Traffic, decode, encode
+from wire.messages import MODEL_FILE, PARAMS_FILE, Manifest, Traffic, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -230,13 +230,6 @@ class Store:
             self.roster.forget(device_id)
             self._db.run("DELETE FROM traffic WHERE device_id = :device_id", {"device_id": device_id})
             return self._db.run("DELETE FROM devices WHERE device_id = :device_id", {"device_id": device_id}) == 1
-
-    def request_rounds(
-        self, plan: Plan, count: int, updates_min: int, cohort_max: int, lasts_ms: int, **terms: Any
-    ) -> list[int]:
-        """Let `count` rounds wait for the coordinator, `terms` are more of a RoundRow; return their numbers."""
-        row = RoundRow(0, plan, "waiting", updates_min, cohort_max, lasts_ms, **terms)
-        return self.ask_for([row] * count)
 
     def ask_for(self, rows: Iterable[RoundRow]) -> list[int]:
         """Let these rounds wait, in this order, under the next numbers, which are returned."""

@@ -197,7 +197,7 @@ def version_row(store: Store, version: int) -> dict[str, Any]:
 
 def wish_promoted(store: Store, version: int) -> None:
     """Let the candidate be the fleet's version, whatever its trials say; ViewError when it is no candidate."""
-    stage, _ = _stage_of(store, version)
+    stage = _stage_of(store, version)
     if stage != "candidate":
         raise ViewError(f"version {version} is {stage}: only a candidate can be promoted")
     store.stages.wish(version, "promote")
@@ -210,7 +210,7 @@ def wish_restored(store: Store, version: int | None) -> int:
     """
     newest = store.versions()[-1]
     wanted = newest.parent_version if version is None else version
-    stage, _ = _stage_of(store, wanted)
+    stage = _stage_of(store, wanted)
     if wanted == newest.model_version or stage != "promoted":
         raise ViewError(
             f"version {wanted} is {'the newest' if stage == 'promoted' else stage}: name an older, promoted one"
@@ -221,9 +221,9 @@ def wish_restored(store: Store, version: int | None) -> int:
     return wanted
 
 
-def _stage_of(store: Store, version: int) -> tuple[str, str]:
+def _stage_of(store: Store, version: int) -> str:
     manifest_of(store, version)
-    return store.stages.of_versions()[version]
+    return next(row.stage for row in store.versions() if row.model_version == version)
 
 
 def manifest_of(store: Store, version: int) -> Manifest:

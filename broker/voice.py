@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class Identity(msgspec.Struct, frozen=True):
     """Which fleet, how the coordinator signs, how a public key becomes a verifier, what an update must satisfy.
 
-    `url` goes into every manifest that is shared: where a version's files are besides, by HTTP. It is no part of the
-    version, so another one needs no new version to be heard.
+    `url` goes into every manifest: where a version's files are besides, by HTTP. It is no part of the version, so
+    another one needs no new version to be heard.
     """
 
     fleet: str
@@ -35,14 +35,20 @@ class Identity(msgspec.Struct, frozen=True):
     def say(self, device_id: str, message: Message) -> Publish:
         """Tell one device."""
         topic = topics.dn(self.fleet, device_id, kind_of(message))
-        return Publish(topic, envelope.seal(message, topic, self.sign))
+        return Publish(topic, self.seal(message, topic))
 
     def share(self, message: Message) -> Publish:
         """Tell everyone, those who come later as well."""
         topic = topics.shared(self.fleet, kind_of(message))
-        if isinstance(message, Manifest):
-            message = msgspec.structs.replace(message, url=self.url)
-        return Publish(topic, envelope.seal(message, topic, self.sign), retain=True)
+        return Publish(topic, self.seal(message, topic), retain=True)
+
+    def seal(self, message: Message, topic: str) -> bytes:
+        """The bytes of a message, as they are said."""
+        return envelope.seal(self.with_url(message), topic, self.sign)
+
+    def with_url(self, message: Message) -> Message:
+        """A manifest with where its files are besides; any other message as it is."""
+        return msgspec.structs.replace(message, url=self.url) if isinstance(message, Manifest) else message
 
     def receipt(self, device_id: str, digest: bytes, round_id: int, verdict: Verdict, reason: str) -> Publish:
         """Tell a device what became of the message whose sealed bytes have this digest."""

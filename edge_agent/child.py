@@ -127,8 +127,17 @@ def tie_to_parent() -> None:
 
 def _peak_rss_kb() -> int:
     """The most memory this process has had since it became this program (VmHWM of proc(5))."""
+    return _status_kb("VmHWM:")
+
+
+def allocated_bytes() -> int:
+    """What this process has allocated, as RLIMIT_DATA counts it (VmData of proc(5))."""
+    return _status_kb("VmData:") * 1024
+
+
+def _status_kb(name: str) -> int:
     lines = Path("/proc/self/status").read_text("ascii", errors="replace").splitlines()
-    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
+    return next((int(line.split()[1]) for line in lines if line.startswith(name)), 0)
 
 
 def _unframe(framed: bytes) -> tuple[int, Any] | None:

@@ -339,16 +339,13 @@ def _run(task: Task) -> Answer:
 
 
 def _load_libraries() -> int:
-    """Import what training needs; return how many bytes this process has allocated since it began (VmData)."""
+    """Import what training needs; return how many bytes this process has allocated since it began."""
     import numpy as np
 
     from engine.kernels.optimize import all_finite
 
     all_finite(np.zeros(1, np.float32))  # the first kernel brings the compiler, and whatever that finds to import
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmData:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    return child.allocated_bytes()
 
 
 def _train_and_keep(task: Task, root: Path) -> Answer:

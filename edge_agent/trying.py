@@ -51,6 +51,8 @@ def try_out(job: Job, frame: Frame, params: bytes, held_out: HeldOut, in_use: In
 
         if golden(frame, params) != job.golden:
             return Trial(0, 0, 0, fit_reason(f"version {job.base_version} is refused: {UNLIKE_ITSELF}"))
+    from engine.sign_test import is_worse
+
     old = _comparable(job, frame, in_use)
     if in_use is None or old is None or held_out.labels.dtype == "float32":  # targets: no answer is right or wrong
         return Trial(0, 0, 0)
@@ -78,11 +80,6 @@ def better_own(frame: Frame, held_out: HeldOut, params: NDArray[Any], tuned: NDA
         for own in (before, after)
     ]
     return before if scores[0] > scores[1] else after
-
-
-def is_worse(won: int, lost: int) -> bool:
-    """Is it worse beyond chance? By the sign test at two standard deviations."""
-    return lost > won and (lost - won) ** 2 > 4 * (lost + won)
 
 
 def _comparable(job: Job, frame: Frame, in_use: InUse | None) -> Frame | None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from edge_agent import samples, stream
+from edge_agent import child, samples, stream
 from edge_agent.inference import InUse
 from edge_agent.sources.settings import Settings, SourceError
 
@@ -162,13 +162,8 @@ def _limit_memory() -> None:
 
     with contextlib.suppress(ValueError):  # windows are kept without one; why none predicts is told with each
         runtime_name()
-    taken = next(
-        int(line.split()[1]) * 1024
-        for line in Path("/proc/self/status").read_text("ascii", errors="replace").splitlines()
-        if line.startswith("VmData:")
-    )
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = taken + MEMORY_BYTES
+    limit = child.allocated_bytes() + MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_DATA, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
 
 

@@ -16,11 +16,10 @@ import cbor2
 import msgspec
 
 from broker import voice as coordinator_voice
-from broker.effects import Publish as CoordinatorPublish
 from edge_agent import voice as device_voice
 from edge_agent.effects import Publish
 from wire import envelope, topics
-from wire.messages import Manifest, Plan, encode, kind_of
+from wire.messages import Plan, encode
 
 if TYPE_CHECKING:
     from wire.envelope import Opened, Sign
@@ -60,18 +59,10 @@ class Coordinator(coordinator_voice.Identity, frozen=True):
 
     skew: int = 0
 
-    def say(self, device_id: str, message: Message) -> CoordinatorPublish:
-        """As a program of our skew would write it."""
-        topic = topics.dn(self.fleet, device_id, kind_of(message))
-        return CoordinatorPublish(topic, seal(message, topic, self.sign, self.skew))
-
-    def share(self, message: Message) -> CoordinatorPublish:
+    def seal(self, message: Message, topic: str) -> bytes:
         """As a program of our skew would write it; but for the plan, whose digest an offer names."""
-        topic = topics.shared(self.fleet, kind_of(message))
-        if isinstance(message, Manifest):
-            message = msgspec.structs.replace(message, url=self.url)
         skew = 0 if isinstance(message, Plan) else self.skew
-        return CoordinatorPublish(topic, seal(message, topic, self.sign, skew), retain=True)
+        return seal(self.with_url(message), topic, self.sign, skew)
 
 
 def seal(message: Message, topic: str, sign: Sign, skew: int) -> bytes:

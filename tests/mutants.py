@@ -840,7 +840,7 @@ MUTANTS = (
     ),
     Mutant(
         "broker/rollout.py",
-        "if lost - won > ring.worse_rate * count and (lost - won) ** 2 > 4 * (lost + won):",
+        "if lost - won > ring.worse_rate * count and is_worse(won, lost):",
         "if lost - won > ring.worse_rate * count:",
         "puts a version out by chance",
     ),

@@ -132,7 +132,7 @@ def _fill(tree: Path, python: str, scratch: Path) -> None:
         wanted += ["--platform", platform]
     _run(
         sys.executable, "-m", "pip", "install", "-q", "--only-binary=:all:", "--no-compile", *wanted,
-        "--target", str(library), *_requirements(python),
+        "--target", str(library), *requirements(python),
     )  # fmt: skip
     _run(
         sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-compile", "--target", str(library), str(wheel)
@@ -157,7 +157,7 @@ def _fill(tree: Path, python: str, scratch: Path) -> None:
         shutil.copy(ROOT / "deploy/raspi" / name, units)
 
 
-def _requirements(python: str) -> list[str]:
+def requirements(python: str) -> list[str]:
     """What `[agent]` needs with this Python: pip asks the one that runs it, whichever it installs for."""
     from packaging.requirements import Requirement
 

@@ -14,7 +14,7 @@ from broker.cli import printing
 from broker.database import StoreError, open_database, put_setting, select
 from broker.effects import StoreEpoch, StoreRound, StoreSeen, StoreUpdate
 from broker.store import Store
-from tests.broker.fleet import KEY, PLAN, first_manifest, row
+from tests.broker.fleet import KEY, first_manifest, row
 from tests.broker.test_cli import good, home, lived, refused
 from tests.broker.test_store import commit, member, update_row
 from wire.messages import Traffic
@@ -52,7 +52,7 @@ def full(place: Place) -> Place:
         store.apply(StoreEpoch(7))
         traffic = Traffic(*range(1, 1 + len(Traffic.__struct_fields__)))
         store.apply(StoreSeen("cabin", True, "agent-1", 40, 1, traffic=traffic))
-        store.request_rounds(PLAN, 2, 1, 0, 1000)
+        store.ask_for([row(0, lasts_ms=1000)] * 2)
         store.apply(StoreRound(row(1, status="open", base_version=1)))
         store.apply_all([StoreUpdate(update_row("cabin")), StoreUpdate(update_row("dune", payload=bytes(range(256))))])
         store.apply(commit(1, 2, member("cabin")))

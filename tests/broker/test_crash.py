@@ -29,7 +29,7 @@ from broker.effects import (
 )
 from broker.store import Store
 from tests.broker import fleet
-from tests.broker.fleet import DEVICES, KEY, PLAN, first_manifest, params, said, sealed
+from tests.broker.fleet import DEVICES, KEY, first_manifest, params, said, sealed
 from wire.messages import Receipt, digest_of
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def make(place: Place) -> None:
         store.put_first_version(*first_manifest(), b"first")
         for device in DEVICES:
             store.add_device(device, KEY[device])
-        store.request_rounds(PLAN, 1, 2, 0, 60_000)
+        store.ask_for([fleet.row(0, updates_min=2)])
 
 
 def life(place: Place, cut_at: int | None, *, performed: bool) -> World:

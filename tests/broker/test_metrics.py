@@ -85,7 +85,7 @@ def watching(tmp_path: Path) -> Metrics:
     path = tmp_path / "broker.db"
     with Store(path) as store:
         store.put_first_version(*first_manifest(), b"")
-        store.request_rounds(PLAN, 2, 1, 0, 1000)
+        store.ask_for([RoundRow(0, PLAN, "waiting", 1, 0, 1000)] * 2)
         for device, correct in (("cabin", 6), ("barn", 1)):
             store.add_device(device, KEY["cabin"])
             store.roster.call(device, ["wood", *(["north"] if device == "cabin" else [])])

@@ -163,7 +163,7 @@ def test_a_round_that_the_operator_gives_up_ends_and_its_updates_are_counted_by_
 
 def test_a_wish_from_before_the_start_is_carried_out_before_there_is_a_link(directory: Path) -> None:
     with Store(directory / "broker.db") as operator:
-        operator.request_rounds(fleet.PLAN, 2, 1, 0, 1000)
+        operator.ask_for([fleet.row(0, lasts_ms=1000)] * 2)
         operator.apply(StoreRound(fleet.row(1, status="open", base_version=1)))
         operator.cancel_round(1)
         operator.cancel_round(2)

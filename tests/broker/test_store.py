@@ -313,11 +313,11 @@ def test_a_command_beside_serve_is_noticed_and_our_own_writes_are_not(path: Plac
     before = serving.change_counter()
     serving.apply(StoreEpoch(2))
     assert serving.change_counter() == before
-    assert command.request_rounds(PLAN, 2, 1, 0, 1000) == [1, 2]
+    assert command.ask_for([row(0, lasts_ms=1000)] * 2) == [1, 2]
     assert serving.change_counter() != before
     assert [waiting.round_id for waiting in serving.waiting_rounds()] == [1, 2]
     assert serving.waiting_rounds()[0].plan == PLAN
-    assert command.request_rounds(PLAN, 1, 1, 0, 1000) == [3]
+    assert command.ask_for([row(0, lasts_ms=1000)]) == [3]
 
 
 def test_a_reader_cannot_write_and_sees_what_the_writer_wrote(path: Place) -> None:
@@ -365,7 +365,7 @@ def test_only_the_newest_opened_rounds_are_read_and_all_that_wait(path: Place, m
 
 def test_a_wish_to_cancel_stays_until_the_round_has_ended(path: Place) -> None:
     serving, command = Store(path), Store(path)
-    command.request_rounds(PLAN, 3, 1, 0, 1000)
+    command.ask_for([row(0, lasts_ms=1000)] * 3)
     open_round(serving)
     before = serving.change_counter()
     for round_id in (1, 3, 99):
@@ -513,8 +513,8 @@ def test_commands_that_write_at_once_wait_for_each_other(postgres: PostgresServe
     first = Store(address)
     numbers = []
     with first.transaction():
-        first.request_rounds(PLAN, 1, 1, 0, 1000)
-        other = threading.Thread(target=lambda: numbers.extend(Store(address).request_rounds(PLAN, 1, 1, 0, 1000)))
+        first.ask_for([row(0, lasts_ms=1000)])
+        other = threading.Thread(target=lambda: numbers.extend(Store(address).ask_for([row(0, lasts_ms=1000)])))
         other.start()
         other.join(0.5)
         assert other.is_alive()

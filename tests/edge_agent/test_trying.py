@@ -9,10 +9,11 @@ import pytest
 from edge_agent import samples, trainer
 from edge_agent.effects import Job
 from edge_agent.trainer import Base, TrainerError, train
-from edge_agent.trying import InUse, is_worse
+from edge_agent.trying import InUse
 from engine.codec.residual import dump_owed, load_owed
 from engine.dry_run import golden, made_up
 from engine.models.scheme import dump_params, load_params
+from engine.sign_test import is_worse
 from tests.real.scripted_coordinator import FRAME, MODEL, PARAMS, QUICK, write_digits
 from wire import chunks
 

@@ -72,7 +72,7 @@ class Fleet:
         self.base = frame_of(model_of(manifest, blobs.__getitem__), "last-1")
         self.frame, self.numbers, self.manifest = self.base, self.first, manifest
         self.store.put_first_version(manifest, blobs, remainder)
-        self.store.request_rounds(self.plan, 5, 1, 0, 1000)
+        self.store.ask_for([RoundRow(0, self.plan, "waiting", 1, 0, 1000)] * 5)
         self.wire: dict[bytes, Update] = {}
         self.finished: dict[bytes, Finished] = {}
 
