@@ -116,6 +116,25 @@ def test_by_default_mosquitto_drops_acknowledged_messages_and_ours_does_not(
     assert received == acknowledged
 
 
+def test_our_programs_leave_no_session_behind_that_fills_the_servers_memory(mosquitto_server: servers.Server) -> None:
+    def has_session(client_id: str) -> bool:
+        asked = queue.SimpleQueue[bool]()
+        client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=False)
+        client.on_connect = lambda _client, _data, flags, *_: asked.put(flags.session_present)
+        client.connect("127.0.0.1", mosquitto_server.port)
+        client.loop_start()
+        found = asked.get(timeout=5)
+        leave(client)
+        return found
+
+    ours = Peer(mosquitto_server.url, "device", ["up/#"])
+    ours.wait_until_up()
+    ours.link.stop()
+    leave(kept_session(mosquitto_server, None))
+    assert has_session("aggregator")
+    assert not has_session("device")
+
+
 def test_a_packet_above_the_limit_ends_the_connection(mosquitto_server: servers.Server) -> None:
     """And paho would send it again after each reconnect, for ever: why the link refuses it before."""
     client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id="large", reconnect_on_failure=False)
@@ -186,18 +205,27 @@ class Authority:
 
 
 class Site:
-    """mosquitto with the deployed files, and links to it."""
+    """mosquitto with the deployed files, and links to it. `more`: lines after those of its configuration."""
 
-    def __init__(self, mosquitto: servers.Mosquitto, directory: Path) -> None:
-        self.authority = Authority(directory)
-        self.authority.issue("server")
-        self.authority.revoke_nobody()
+    def __init__(
+        self,
+        mosquitto: servers.Mosquitto,
+        directory: Path,
+        *,
+        more: str = "",
+        more_access: str = "",
+        authority: Authority | None = None,
+    ) -> None:
+        self.authority = authority or Authority(directory)
+        if authority is None:
+            self.authority.issue("server")
+            self.authority.revoke_nobody()
         port = free_port()
         acl = directory / "mosquitto.acl"
-        acl.write_text((DEPLOY / "mosquitto.acl").read_text())
-        config = (DEPLOY / "mosquitto.conf").read_text()
+        acl.write_text((DEPLOY / "mosquitto.acl").read_text() + more_access)
+        config = (DEPLOY / "mosquitto.conf").read_text() + more
         for before, after in (
-            ("/etc/mosquitto/certs/", f"{directory}/"),
+            ("/etc/mosquitto/certs/", f"{self.authority.directory}/"),
             ("/etc/mosquitto/mosquitto.acl", str(acl)),
             ("listener 8883", f"listener {port} 127.0.0.1"),
             ("user mosquitto", f"user {servers.getpass.getuser()}"),
