@@ -418,14 +418,14 @@ class Agent:
             return []
         if self._download is None or self._download.complete:
             return []
-        if budget.spent(self._limits, self._reading) is not None:
+        if budget.link_refusal(self._limits, self._reading) is not None:
             self._download.pause()
             return []
         asks = self._download.asks(now_ms, budget.bytes_left(self._reading))
         return [ask if isinstance(ask, FetchRanges) else self._id.say(ask, "want") for ask in asks]
 
     def _telemetry(self, now_ms: int) -> list[Effect]:
-        if budget.spent(self._limits, self._reading) is not None:
+        if budget.link_refusal(self._limits, self._reading) is not None:
             self._presence.start(now_ms)
             return []
         return list(self._presence.telemetry(self.durable, (self.work.value, self.reason), self._reading, now_ms))

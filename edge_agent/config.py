@@ -63,21 +63,23 @@ class Budget(Struct, frozen=True, forbid_unknown_fields=True):
     temperature_c_max: Annotated[float, Meta(ge=0.0, le=120.0)] | None = None
     battery_rate_min: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
     mains_only: bool = False
+    full_voltage_only: bool = False
+    unthrottled_only: bool = False
+    busy_rate_max: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
+    hours: tuple[str, ...] = ()
+    day_joules_max: Annotated[float, Meta(ge=0.0, le=1e9)] = 0.0
+    core_w: Annotated[float, Meta(gt=0.0, le=100.0)] = budget.CORE_W
+    metered: tuple[Annotated[str, Meta(pattern=r"^[^\s/]{1,15}\Z")], ...] = ()
     update_bytes_max: _Bytes = 0
     day_bytes_max: _Bytes = 0
     month_bytes_max: _Bytes = 0
 
     def limits(self) -> budget.Limits:
         """The same in the units of the state machine."""
-        return budget.Limits(
-            self.temperature_c_max,
-            self.battery_rate_min,
-            self.mains_only,
-            self.memory_mb << 20,
-            self.update_bytes_max,
-            self.day_bytes_max,
-            self.month_bytes_max,
-        )
+        same = msgspec.structs.asdict(self)
+        memory_mb = same.pop("memory_mb")
+        hours = tuple(map(budget.Hours.of, same.pop("hours")))
+        return budget.Limits(**same, memory_bytes_max=memory_mb << 20, hours=hours)
 
 
 class Telemetry(Struct, frozen=True, forbid_unknown_fields=True):
@@ -142,6 +144,13 @@ memory_mb = 512
 # temperature_c_max = 75.0
 # battery_rate_min = 0.4
 # mains_only = true
+# full_voltage_only = true      # of a Raspberry Pi: not while its power supply is too weak
+# unthrottled_only = true       # nor while its firmware takes the clock back
+# busy_rate_max = 0.5           # of all cores, that other programs may take; theirs comes first
+# hours = ["22:00-06:00"]       # of this host's local time
+# day_joules_max = 500          # that trainings may take from 00:00 UTC, at core_w watts for each busy core
+# core_w = 1.5                  # Pi 3: 0.8, Pi 4: 0.9, Pi 5: 1.5
+# metered = ["wwan0"]           # interfaces over which a finished update is sent, and nothing else
 # update_bytes_max = 4000       # of one update: it carries fewer values then; 0: as many as the plan says
 # day_bytes_max = 1000000       # of all that the link carries, both ways, from 00:00 UTC; 0: no limit
 # month_bytes_max = 20000000
@@ -233,6 +242,7 @@ def _check(path: Path, config: Config) -> None:
         ("[device] fleet", lambda: topics.check_name("fleet", config.device.fleet)),
         ("[device] coordinator_key", lambda: keys.verifier(config.device.coordinator_key)),
         ("[mqtt] url", lambda: parse_url(config.mqtt.url)),
+        ("[budget] hours", config.budget.limits),
         ("[source]", lambda: config.source and config.source.check(config.device.id)),
     )
     for where, check in checks:

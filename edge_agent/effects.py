@@ -149,6 +149,12 @@ class Reading(Struct, frozen=True):
     day_bytes_left: int | None = None  # of what the owner lets the link carry; None: no limit
     month_bytes_left: int | None = None
     traffic: Traffic | None = None  # since the device was enrolled; None: nobody counts
+    throttled: bool | None = None  # the firmware takes the clock back, for heat or want of power
+    under_voltage: bool | None = None
+    busy_rate: float | None = None  # of all cores, what other programs keep busy
+    route: str | None = None  # the network interface by which everything leaves
+    local_minute: int | None = None  # of the day, by the owner's clock, where it is set
+    day_joules_left: float | None = None  # of what the owner lets training take; None: no limit
 
 
 class Tick(Struct, frozen=True):

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 READING_MS: Final = 10_000
 INBOX_MAX: Final = 200  # messages beyond are dropped: whoever needs an answer asks again
 _VOLATILE: Final = frozenset(
-    {"temperature_c", "battery_rate", "rss_kb", "account"}
+    {"temperature_c", "battery_rate", "busy_rate", "joules_today", "rss_kb", "account"}
 )  # new figures that are worth no write
 
 
@@ -107,7 +107,8 @@ class Service:
         self._flash = flash.Flash(Directory(self._root))
         self._kept = self._flash.load(int.from_bytes(os.urandom(4), "big"))  # what is on flash now
         self._story = story.Story(_life(settings))
-        self._ledger = traffic.Ledger(self._flash.disk, settings.budget.limits())
+        self._limits = settings.budget.limits()
+        self._ledger = traffic.Ledger(self._flash.disk, self._limits)
         self._began = time.monotonic()
         self._systemd = Notifier()
         self._connection = 0  # written by the link's thread alone
@@ -116,7 +117,7 @@ class Service:
         self._samples: samples.Samples | None = None
         self._samples_reason = ""
         self._link_reason: str | None = ""  # None: it is up
-        self._host = host.Host(None, None, None)
+        self._sensors, self._host = host.Sensors(), host.Host()
         self._num_examples = 0
         self._dropped = 0
         self._next_reading_ms = 0
@@ -136,7 +137,7 @@ class Service:
             software=_software(),
         )
         every_ms = self._settings.telemetry.every_s * 1000
-        agent = Agent(identity, self._kept, self._settings.budget.limits(), _jitter(), telemetry_ms=every_ms)
+        agent = Agent(identity, self._kept, self._limits, _jitter(), telemetry_ms=every_ms)
         link = Link(
             mqtt.url,
             f"{device.fleet}-{device.id}",
@@ -244,6 +245,8 @@ class Service:
                 log("link", up=1, reason="")
                 self._handle(item)
             case child.Ended():
+                self._ledger.train(item.cpu_s)
+                self._next_reading_ms = 0  # what that took of the day's energy is known before anything else starts
                 if (meant := self._trainings.on_ended(item)) is not None:
                     self._handle(meant)
             case Gone() | watch.LabelCame() | watch.Again():
@@ -273,7 +276,7 @@ class Service:
 
     def _reading(self) -> effects.Reading:
         self._next_reading_ms = self._now_ms() + READING_MS
-        self._host = host.read()
+        self._host = self._sensors.read()
         self._num_examples = self._count_examples()
         account = self._ledger.look()
         reading = effects.Reading(
@@ -284,9 +287,15 @@ class Service:
             day_bytes_left=account.day_left,
             month_bytes_left=account.month_left,
             traffic=account.total,
+            local_minute=host.local_minute(time.time()),
+            day_joules_left=self._limits.day_joules_max - self._joules_today() if self._limits.day_joules_max else None,
         )
-        self._predictions.spend(spent=budget.spent(self._settings.budget.limits(), reading) is not None)
+        self._predictions.spend(spent=budget.link_refusal(self._limits, reading) is not None)
         return reading
+
+    def _joules_today(self) -> float:
+        """What trainings have taken since 00:00 UTC, the running one included; estimated."""
+        return self._limits.core_w * (self._ledger.look().core_s_today + self._trainings.running_core_s())
 
     def _count_examples(self) -> int:
         try:
@@ -401,6 +410,8 @@ class Service:
             refused=refused,
             **self._host._asdict(),
             rss_kb=_rss_kb(),
+            joules_today=self._joules_today(),
+            limits=budget.in_words(self._limits),
             note=self._trainings.note,
             account=self._ledger.shown(),
             watching=self._predictions.look(),

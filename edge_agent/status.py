@@ -7,7 +7,7 @@ The reader asks the agent's lock, not the file, whether the agent runs: a file c
 from __future__ import annotations
 
 import fcntl
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from msgspec import Meta, Struct
@@ -44,6 +44,12 @@ class Status(Struct, frozen=True):
     battery_rate: float | None
     on_mains: bool | None
     rss_kb: Annotated[int, Meta(ge=0)]
+    throttled: bool | None = None
+    under_voltage: bool | None = None
+    busy_rate: float | None = None
+    route: str | None = None
+    joules_today: float = 0.0  # of trainings, estimated
+    limits: str = ""  # what the owner allows
     note: str = ""  # what the last training wanted to say: how its update was made to fit, what was lost
     account: traffic.Shown = traffic.Shown()  # of bytes, since the device was enrolled
     watching: predictions.Shown = predictions.Shown()  # what the source brings
@@ -97,10 +103,8 @@ def as_lines(status: Status, *, running: bool) -> list[str]:
         *predictions.as_lines(status.watching),
         f"{status.bytes_up} bytes sent, {status.bytes_down} received, {status.reconnects} reconnections",
         f"not believed: {refused}" if refused else "",
-        (
-            f"temperature {_or_unknown(status.temperature_c, ' C')}, battery {_or_unknown(status.battery_rate, '')}, "
-            f"{status.rss_kb // 1024} MB of memory"
-        ),
+        _host_line(status),
+        f"trains {status.limits}" if status.limits else "",
         *_byte_lines(status.account),
     ]
     return [line for line in lines if line]
@@ -124,5 +128,19 @@ def _byte_lines(account: traffic.Shown) -> list[str]:
     ]
 
 
-def _or_unknown(value: Any, unit: str) -> str:
-    return "unknown" if value is None else f"{value:.2f}{unit}"
+def _host_line(status: Status) -> str:
+    told = (
+        ("temperature", status.temperature_c, "{:.1f} C"),
+        ("battery", status.battery_rate, "{:.0%}"),
+        ("mains", status.on_mains, ("absent", "there")),
+        ("voltage", status.under_voltage, ("fine", "TOO LOW")),
+        ("processor", status.throttled, ("not throttled", "THROTTLED")),
+        ("other programs", status.busy_rate, "{:.0%} of the cores"),
+    )
+    known = [
+        f"{name} {form.format(value) if isinstance(form, str) else form[bool(value)]}"
+        for name, value, form in told
+        if value is not None
+    ]
+    unknown = " and ".join(name for name, value, _ in told if value is None)
+    return ", ".join([*known, f"{status.rss_kb // 1024} MB of memory", *([f"unknown: {unknown}"] if unknown else [])])

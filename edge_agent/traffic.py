@@ -1,8 +1,8 @@
-"""The account of bytes: what the device sent and received, for what, in all and in this day and month.
+"""The account: bytes that the device sent and received, for what, and core seconds that it trained, by day and month.
 
 The link's meter counts (wire.meter); this adds what earlier runs counted, which is kept in the file `traffic` of the
-state directory. To spare the card it is written only at an orderly end, and after 4 kB or more, at most every ten
-minutes: a power cut forgets what was counted since, and nothing else.
+state directory. To spare the card it is written only at an orderly end, and after 4 kB or a minute of training, at most
+every ten minutes: a power cut forgets what was counted since, and nothing else.
 
 Days and months are those of UTC, by the clock of the host, which may be wrong:
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 FILE: Final = "traffic"
 SAVE_S_MIN: Final = 600.0
 SAVE_BYTES_MIN: Final = 4096
+SAVE_CORE_S_MIN: Final = 60.0
 MOVED_BYTES: Final = 32 * 1024
 DAY_S: Final = 86_400.0
 MONTH_S: Final = 31 * DAY_S
@@ -44,6 +45,7 @@ class Period(Struct, frozen=True):
 
     date: str = ""  # 2026-11-20 or 2026-11; "": none has begun
     before: Traffic = Traffic()  # what was counted before it began
+    core_s_before: float = 0.0
     behind_s: float = 0.0  # how long the agent has run while the clock showed an earlier one
 
 
@@ -54,6 +56,7 @@ class Account(Struct, frozen=True):
     day: Period = Period()
     month: Period = Period()
     update_digest: bytes = b""  # of the last update sent: after a restart it is the same bytes again
+    core_s: float = 0.0  # that trainings have taken
 
 
 class Sides(NamedTuple):
@@ -71,6 +74,7 @@ class Look(NamedTuple):
     this_month: Traffic
     day_left: int | None
     month_left: int | None
+    core_s_today: float  # of trainings that have ended
 
 
 class Row(Struct, frozen=True):
@@ -111,6 +115,7 @@ class Ledger:
         self._earlier = self._kept.total  # of earlier runs
         self.meter = Meter(self._kept.update_digest)
         self._looked_at_s = self._saved_at_s = steady()
+        self._saved_core_s = self._kept.core_s
         self._moved_at: int | None = None  # what was left when `has_moved` said so
         self.look()  # what is counted from now on belongs to the day that the clock shows
 
@@ -120,12 +125,17 @@ class Ledger:
         passed_s, self._looked_at_s = now_s - self._looked_at_s, now_s
         total = plus(self._earlier, by_purpose(self.meter.carried()))
         date = time.strftime("%Y-%m-%d", time.gmtime(min(max(self._wall(), 0.0), _UNIX_S_MAX)))
-        day = moved_on(self._kept.day, date, DAY_S, passed_s, total)
-        month = moved_on(self._kept.month, date[:7], MONTH_S, passed_s, total)
+        core_s = self._kept.core_s
+        day = moved_on(self._kept.day, Period(date, total, core_s), DAY_S, passed_s)
+        month = moved_on(self._kept.month, Period(date[:7], total, core_s), MONTH_S, passed_s)
         self._kept = msgspec.structs.replace(self._kept, day=day, month=month)
         today, this_month = minus(total, day.before), minus(total, month.before)
         left = (_left(self._limits.day_bytes_max, today), _left(self._limits.month_bytes_max, this_month))
-        return Look(total, today, this_month, *left)
+        return Look(total, today, this_month, *left, core_s - day.core_s_before)
+
+    def train(self, core_s: float) -> None:
+        """A training has ended that took so much of a core."""
+        self._kept = msgspec.structs.replace(self._kept, core_s=self._kept.core_s + core_s)
 
     def has_moved(self) -> bool:
         """Whether what is left changed so much since this last said so that a decision may hang on it."""
@@ -154,12 +164,13 @@ class Ledger:
     def save_if_due(self) -> None:
         """Write the file if that is worth it. Raises OSError."""
         late = self._steady() - self._saved_at_s >= SAVE_S_MIN
-        if late and bytes_of(self.look().total) - bytes_of(self._kept.total) >= SAVE_BYTES_MIN:
+        moved = bytes_of(self.look().total) - bytes_of(self._kept.total) >= SAVE_BYTES_MIN
+        if late and (moved or self._kept.core_s - self._saved_core_s >= SAVE_CORE_S_MIN):
             self.save()
 
     def save(self) -> None:
         """Write the file. Raises OSError."""
-        self._saved_at_s = self._steady()
+        self._saved_at_s, self._saved_core_s = self._steady(), self._kept.core_s
         digest = self.meter.update_digest
         self._kept = msgspec.structs.replace(self._kept, total=self.look().total, update_digest=digest)
         flash.replace_file(self._disk, FILE, msgspec.json.format(msgspec.json.encode(self._kept)))
@@ -212,14 +223,14 @@ def minus(total: Traffic, before: Traffic) -> Traffic:
     return Traffic(*(max(0, a - b) for a, b in pairs))
 
 
-def moved_on(period: Period, date: str, length_s: float, passed_s: float, total: Traffic) -> Period:
-    """The period at `date`, after the agent ran for `passed_s` more: a new one if `date` is later, else the same."""
-    if date > period.date:
-        return Period(date, total)
-    if date == period.date:
-        return period if not period.behind_s else Period(date, period.before)
+def moved_on(period: Period, begun: Period, length_s: float, passed_s: float) -> Period:
+    """The period after the agent ran for `passed_s` more: the same, or `begun`, which begins now, if that is later."""
+    if begun.date > period.date:
+        return begun
+    if begun.date == period.date:
+        return msgspec.structs.replace(period, behind_s=0.0) if period.behind_s else period
     behind_s = period.behind_s + passed_s
-    return Period(date, total) if behind_s >= length_s else msgspec.structs.replace(period, behind_s=behind_s)
+    return begun if behind_s >= length_s else msgspec.structs.replace(period, behind_s=behind_s)
 
 
 def _left(bytes_max: int, used: Traffic) -> int | None:

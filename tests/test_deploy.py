@@ -59,6 +59,7 @@ def test_the_unit_keeps_what_the_documentation_promises():
     assert "Restart=always" in settings
     assert "OOMPolicy=continue" in settings  # else a trainer that needs too much ends its agent, again and again
     assert not [line for line in settings if line.startswith("SystemCallFilter=~@resources")]  # numpy calls mbind
+    assert "ProcSubset=pid" not in settings  # else the load of other programs is unknown, and a limit of it refuses
 
 
 def shell(command: str, directory: Path) -> None:

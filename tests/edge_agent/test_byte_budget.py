@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from edge_agent.budget import PACKET_BYTES, UPDATE_BYTES_MIN, Limits, refusal, spent, update_bytes_max
+from edge_agent.budget import PACKET_BYTES, UPDATE_BYTES_MIN, Limits, link_refusal, refusal, update_bytes_max
 from edge_agent.effects import Reading, StartTraining, StopTraining
 from tests.edge_agent.stage import FINE, PLAN, Stage, manifest, names, said
 from wire import chunks
@@ -21,8 +21,8 @@ def test_spent_bytes_are_a_reason_and_the_longer_wait_is_the_one_that_is_told():
     assert refusal(LIMITS, PLAN, SPENT) == WHY
     assert refusal(LIMITS, PLAN, LEFT) is None
     both = msgspec.structs.replace(SPENT, month_bytes_left=0)
-    assert spent(LIMITS, both) == "the month's 900.0 kB are spent; more from the 1st, 00:00 UTC"
-    assert spent(LIMITS, Reading()) is None  # no limit, nothing need be known
+    assert link_refusal(LIMITS, both) == "the month's 900.0 kB are spent; more from the 1st, 00:00 UTC"
+    assert link_refusal(LIMITS, Reading()) is None  # no limit, nothing need be known
 
 
 @pytest.mark.parametrize(
@@ -129,6 +129,24 @@ def test_a_finished_update_is_sent_and_sent_again_though_the_bytes_are_spent():
     assert said(stage.effects[before:], "telemetry") == []
     stage.receipt(sealed, "accepted")
     assert stage.agent.durable.outbox == b""
+
+
+def test_over_a_metered_link_only_a_finished_update_is_sent():
+    metered = msgspec.structs.replace(FINE, route="wwan0")
+    stage = Stage(limits=Limits(metered=("wwan0",))).ready()
+    stage.read(msgspec.structs.replace(FINE, route="eth0"))
+    stage.sending()
+    stage.read(metered)
+    before = len(stage.effects)
+    for _ in range(3):
+        stage.tick(30 * 60_000)
+    assert len(said(stage.effects[before:], "update")) == 3
+    assert said(stage.effects[before:], "telemetry") == []
+    other = Stage(limits=Limits(metered=("wwan0",))).ready()
+    other.read(metered)
+    assert said(other.offer(1), "want") == []
+    assert other.agent.reason == "the link goes by wwan0, which is metered"
+    assert "OpenFile" in names(other.read(msgspec.structs.replace(FINE, route="eth0")))
 
 
 def test_telemetry_carries_the_account():

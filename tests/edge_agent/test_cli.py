@@ -179,7 +179,9 @@ def test_the_doctor_tells_a_clock_of_1970_and_a_limit_that_nothing_measures(path
 
     monkeypatch.setattr(doctor.time, "time", lambda: 0.0)
     monkeypatch.setattr(doctor, "CHECKS", [check for check in doctor.CHECKS if check[0] in {"clock", "budget"}])
-    monkeypatch.setattr(host, "read", lambda: host.Host(None, None, None))
+    monkeypatch.setattr(host.Sensors, "read", lambda _self: host.Host())
+    monkeypatch.setattr(doctor, "_on_the_link", lambda _config: iter(()))
+    monkeypatch.setattr(doctor, "LOAD_S", 0.0)
     path.write_text(path.read_text().replace("# mains_only", "mains_only"))
     clock, budget = run("doctor", "--config", path, code=1).splitlines()
     assert clock.startswith("mind  clock: the clock stands before 2024")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edge_agent import config
-from edge_agent.budget import Limits
+from edge_agent.budget import Hours, Limits
 from edge_agent.config import ConfigError
 from wire import keys
 
@@ -55,6 +55,9 @@ def test_every_commented_key_of_the_sample_is_one_that_may_be_set(tmp_path):
     assert (found.source.window, found.home_assistant.prefix) == ((80, 3), "homeassistant")
     limits = found.budget.limits()
     assert (limits.update_bytes_max, limits.day_bytes_max, limits.month_bytes_max) == (4_000, 1_000_000, 20_000_000)
+    assert limits.hours == (Hours(22 * 60, 6 * 60),)
+    assert (limits.full_voltage_only, limits.unthrottled_only, limits.busy_rate_max) == (True, True, 0.5)
+    assert (limits.day_joules_max, limits.core_w, limits.metered) == (500.0, 1.5, ("wwan0",))
 
 
 @pytest.mark.parametrize(
@@ -73,6 +76,14 @@ def test_every_commented_key_of_the_sample_is_one_that_may_be_set(tmp_path):
         (GOOD + "[samples]\nheld_out_rate = 1.5\n", r"\[samples\] held_out_rate: expected float <= 0.9"),
         (GOOD + "[telemetry]\nevery_s = 1\n", r"\[telemetry\] every_s: expected int >= 10"),
         (GOOD + "[budget]\nday_bytes_max = 1000\n", r"\[budget\] day_bytes_max: no update fits .* 1024 or more, or 0"),
+        (
+            GOOD + "[budget]\nhours = ['22-6']\n",
+            r"c.toml, \[budget\] hours: '22-6' is no time of the day: write it as 22:00-06:00",
+        ),
+        (GOOD + "[budget]\nhours = ['24:00-06:00']\n", r"hours: '24:00-06:00' is no time of the day"),
+        (GOOD + "[budget]\nhours = ['06:00-06:00']\n", r"ends where it begins; leave hours out to train at any time"),
+        (GOOD + "[budget]\nhours = '22:00-06:00'\n", r"\[budget\] hours: expected array, got str"),
+        (GOOD + "[budget]\nbusy_rate_max = 50\n", r"\[budget\] busy_rate_max: expected float <= 1.0"),
         (GOOD + "[budget]\nupdate_bytes_max = -1\n", r"\[budget\] update_bytes_max: expected int >= 0"),
         (GOOD.replace('id = "dev-1"\n', ""), r"c.toml: \[device\] needs id"),
         (GOOD.replace('[mqtt]\nurl = "mqtt://localhost"\n', ""), r"c.toml: the section \[mqtt\] is missing"),

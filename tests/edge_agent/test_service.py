@@ -161,8 +161,9 @@ def test_a_label_reaches_the_store_and_none_is_no_harm(shell, settings):
     create(settings.samples_path, (2,), 5).append(b"\0" * 8)
     assert shell._reading().num_examples == 0
     shell._perform(SetLabel(1, 3))
-    expected = Reading(num_examples=1, temperature_c=shell._host.temperature_c, traffic=Traffic())
-    assert shell._reading() == expected
+    reading = shell._reading()
+    told = {**shell._host._asdict(), "local_minute": reading.local_minute}
+    assert reading == Reading(num_examples=1, traffic=Traffic(), **told)
 
 
 class FakeChild:

@@ -117,6 +117,22 @@ def test_a_power_cut_forgets_at_most_what_was_counted_since_the_last_write(start
     assert start().look().total.model_down == 50_000 + traffic.SAVE_BYTES_MIN
 
 
+def test_the_core_seconds_of_trainings_belong_to_their_day_and_survive_a_restart(start, hand):
+    first = start()
+    first.train(40.0)
+    hand.pass_(traffic.SAVE_S_MIN)
+    first.save_if_due()  # not worth a write
+    assert start().look().core_s_today == 0.0
+    first.train(20.0)
+    first.save_if_due()
+    second = start()
+    assert second.look().core_s_today == 60.0
+    hand.pass_(DAY)
+    assert second.look().core_s_today == 0.0
+    second.train(1.0)
+    assert second.look().core_s_today == 1.0
+
+
 def test_a_damaged_file_is_told_and_begins_anew(start, tmp_path):
     (tmp_path / "traffic").write_bytes(b"{]")
     ledger = start()
@@ -219,5 +235,7 @@ def test_the_difference_is_never_below_zero():
 
 
 def test_the_account_reads_what_it_writes(tmp_path):
-    kept = traffic.Account(Traffic(1, 2, 3), traffic.Period("2026-11-20", Traffic(1), 5.0), update_digest=b"\xff\0")
+    kept = traffic.Account(
+        Traffic(1, 2, 3), traffic.Period("2026-11-20", Traffic(1), behind_s=5.0), update_digest=b"\xff\0"
+    )
     assert msgspec.json.decode(msgspec.json.encode(kept), type=traffic.Account) == kept

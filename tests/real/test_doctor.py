@@ -17,10 +17,12 @@ from broker import mqtt_server as servers
 from broker.cli.main import main
 from broker.probes import Finding, Target, Verdict
 from broker.raw_mqtt import Access, LostError, RawMqtt
+from edge_agent import config
+from edge_agent import doctor as edge_doctor
 from tests.real import scripted_server as scripted
 from tests.real.test_link import Peer
 from tests.real.test_mosquitto_traps import Site, free_port, plain, run
-from wire import topics
+from wire import keys, topics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -123,6 +125,17 @@ def test_a_server_that_does_not_take_120_kb_fails(
     found = probes.payload(of(mosquitto_with(f"allow_anonymous true\n{limit}")))
     assert (found.verdict, found.figures) == (Verdict.FAIL, {"largest_bytes": largest})
     assert f"such a message {fate}; of {largest} bytes it passes" in found.text
+
+
+def test_the_devices_own_doctor_finds_a_server_that_ends_the_connection_at_a_large_message(
+    mosquitto_with: Callable[[str], servers.Server], tmp_path: Path
+) -> None:
+    server = mosquitto_with("allow_anonymous true\nmax_packet_size 119000")
+    made = config.make(tmp_path / "device", "dev-1", "fleet-1", server.url, keys.public_text(keys.generate()))
+    findings = {found.name: found for found in edge_doctor.examine(config.load(made.path))}
+    assert findings["mqtt"].ok
+    assert not findings["server"].ok
+    assert "mosquitto.conf: max_packet_size 131072" in findings["server"].text
 
 
 def test_a_server_that_retains_nothing_fails_and_the_probes_go_on(
