@@ -104,7 +104,7 @@ def as_lines(status: Status, *, running: bool) -> list[str]:
         f"{status.bytes_up} bytes sent, {status.bytes_down} received, {status.reconnects} reconnections",
         f"not believed: {refused}" if refused else "",
         _host_line(status),
-        f"trains {status.limits}" if status.limits else "",
+        _training_line(status),
         *_byte_lines(status.account),
     ]
     return [line for line in lines if line]
@@ -126,6 +126,13 @@ def _byte_lines(account: traffic.Shown) -> list[str]:
         *(f"{what:<27}" + "".join(f"{cell:>14}" for cell in row) for what, *row in cells),
         f"limits: {told}" if told else "",
     ]
+
+
+def _training_line(status: Status) -> str:
+    """What the owner allows, and the energy that trainings took; empty where there is neither."""
+    allowed = f"trains {status.limits}" if status.limits else ""
+    took = f"trainings took about {status.joules_today:.0f} J today" if status.joules_today >= 1.0 else ""
+    return "; ".join(filter(None, (allowed, took)))
 
 
 def _host_line(status: Status) -> str:

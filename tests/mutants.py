@@ -111,6 +111,15 @@ WATCH_TESTS = (
     "tests/broker/test_lanes.py",
     "tests/broker/test_service.py",
 )
+ENVELOPE_TESTS = (
+    "tests/edge_agent/test_budget.py",
+    "tests/edge_agent/test_host.py",
+    "tests/edge_agent/test_byte_budget.py",
+    "tests/edge_agent/test_traffic.py",
+    "tests/edge_agent/test_service.py",
+)
+
+
 BYTES_TESTS = ("tests/wire/test_meter.py", "tests/edge_agent/test_traffic.py")
 STORE_TESTS = ("tests/broker/test_store.py", "tests/broker/test_lease.py", "tests/broker/test_backup.py")
 RULES_TESTS = (
@@ -1421,6 +1430,66 @@ MUTANTS = (
         "edge_agent/predictions.py", "        if self._spent:\n", "        if False:\n", "predictions spend the budget"
     ),
     Mutant(
+        "edge_agent/budget.py",
+        "return minute >= self.begin_minute or minute < self.end_minute",
+        "return minute >= self.begin_minute",
+        "the owner's envelope: a night ends at midnight",
+    ),
+    Mutant(
+        "edge_agent/budget.py",
+        "        if reading.local_minute is None:\n",
+        "        if False:\n",
+        "the owner's envelope: a clock that is not set allows any hour",
+    ),
+    Mutant(
+        "edge_agent/budget.py",
+        "limits.full_voltage_only and reading.under_voltage is not False",
+        "limits.full_voltage_only and reading.under_voltage",
+        "the owner's envelope: voltage that is unknown is fine",
+    ),
+    Mutant(
+        "edge_agent/budget.py",
+        "        if reading.route is None:\n",
+        "        if False:\n",
+        "the owner's envelope: an unknown link is free",
+    ),
+    Mutant(
+        "edge_agent/budget.py",
+        "and reading.day_joules_left <= 0.0",
+        "and reading.day_joules_left < 0.0",
+        "the owner's envelope: the last joule is spent twice",
+    ),
+    Mutant(
+        "edge_agent/host.py",
+        "_Load(user + system + irq",
+        "_Load(user + _nice + system + irq",
+        "the owner's envelope: our own training counts as the load of others",
+    ),
+    Mutant(
+        "edge_agent/host.py",
+        "    return min(found)[1] if found else None\n",
+        "    return max(found)[1] if found else None\n",
+        "the owner's envelope: the link goes by the interface that is not preferred",
+    ),
+    Mutant(
+        "edge_agent/host.py",
+        "THROTTLED: Final = 0xE  #",
+        "THROTTLED: Final = 0xE000E  #",
+        "the owner's envelope: who was throttled once is throttled for ever",
+    ),
+    Mutant(
+        "edge_agent/traffic.py",
+        "Period(date, total, core_s), DAY_S",
+        "Period(date, total), DAY_S",
+        "the owner's envelope: yesterday's energy counts today",
+    ),
+    Mutant(
+        "edge_agent/service.py",
+        "                self._ledger.train(item.cpu_s)\n",
+        "",
+        "the owner's envelope: no training takes any energy",
+    ),
+    Mutant(
         "edge_agent/samples.py",
         " and not self._is_at(descriptor, self._newest + 1)",
         "",
@@ -1479,6 +1548,8 @@ def copy_tree(source: Path, root: Path) -> None:
 
 
 def _tests_for(mutant: Mutant) -> tuple[str, ...]:
+    if mutant.why.startswith("the owner's envelope"):
+        return ENVELOPE_TESTS
     if mutant.file.startswith("edge_agent/sources/") or mutant.file in SEEING or mutant.why in SEEN:
         return SEEING_TESTS
     if mutant.file in ENROL or mutant.why in ENROLLED:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import queue
 import threading
 
@@ -168,6 +169,7 @@ def test_a_label_reaches_the_store_and_none_is_no_harm(shell, settings):
 
 class FakeChild:
     killed = False
+    pid = os.getpid()  # any that runs
 
     def __init__(self, *_args) -> None:
         pass
@@ -219,6 +221,20 @@ def test_what_a_stopped_child_still_says_is_told_to_the_log_alone(shell, monkeyp
     shell._on_item(ended(fake, trainer.Answer(payload=b"p", num_examples=9)))
     assert handled == []
     assert 'ok=0 peak_rss_kb=168000 cpu_s=1.250 wall_s=2.500 reason="stopped: deadline"' in capsys.readouterr().out
+
+
+def test_a_days_energy_is_that_of_the_training_that_runs_and_of_those_that_ended_or_were_stopped(settings, monkeypatch):
+    limits = msgspec.structs.replace(settings.budget, day_joules_max=5.0, core_w=2.0)
+    shell = service.Service(msgspec.structs.replace(settings, budget=limits))
+    monkeypatch.setattr(service.host, "cpu_s", lambda _pid: 0.5)
+    monkeypatch.setattr(shell._link, "is_alive", lambda: True)
+    assert shell._reading().day_joules_left == 5.0
+    fake, _ = training(shell, monkeypatch)
+    assert shell._reading().day_joules_left == 4.0
+    shell._perform(StopTraining("hot"))
+    shell._on_item(ended(fake, None))
+    assert isinstance(shell._next(), Reading)  # before anything else starts
+    assert shell._reading().day_joules_left == 2.5  # 1.25 s at 2 W
 
 
 def test_a_trainer_that_cannot_be_started_is_a_failure_of_the_round(shell, monkeypatch):
