@@ -172,8 +172,11 @@ class Download:
     def asks(self, now_ms: int, bytes_left: int | None = None) -> list[Want | FetchRanges]:
         """What to ask for now: the next chunks once the last ones came, or the same again after a silence.
 
-        No more of them than fit into `bytes_left`, but one.
+        No more of them than fit into `bytes_left`, but one. Nothing before flash has answered for every file: each has
+        its room then, and no byte is fetched of a version of which a part would not fit.
         """
+        if not self._asked and not self._files.keys() <= self._have.keys() | self._ready:
+            return []
         if self._asked and now_ms < self._ask_again_at_ms:
             return []
         if self._asked and self._by_http:

@@ -23,13 +23,23 @@ import contextlib
 import hashlib
 import struct
 import zlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import cbor2
 import msgspec
 
-from edge_agent.disk import Directory
-from edge_agent.effects import Base, Durable, FileState
+from edge_agent.disk import FULL, Directory
+from edge_agent.effects import (
+    Base,
+    DropPatch,
+    Durable,
+    FileFailed,
+    FileState,
+    OpenFile,
+    SealFile,
+    WriteChunk,
+    WritePatch,
+)
 from wire import messages
 from wire.chunks import chunk_size
 from wire.messages import MODEL_FILE, PARAMS_FILE, File, Patch
@@ -41,6 +51,7 @@ if TYPE_CHECKING:
 
     from edge_agent.disk import Disk
 
+FileEffect: TypeAlias = OpenFile | WriteChunk | SealFile | WritePatch | DropPatch
 _SLOT: Final = struct.Struct("<4sIQI")  # magic, CRC-32 of all that follows it, sequence, length of the content
 _MAGIC: Final = b"HST1"
 _SLOT_BYTES: Final = 128 * 1024  # the largest outbox is one MQTT payload
@@ -221,6 +232,31 @@ class Flash:
         self._sequence = sequence
 
     # Model files
+
+    def perform(self, effect: FileEffect) -> FileState | FileFailed | None:
+        """Do what the machine asks of a file, and return its answer, if one is owed. A full card is one.
+
+        Raises OSError of a card that fails: it may not be believed.
+        """
+        file = effect.file
+        try:
+            match effect:
+                case OpenFile():
+                    return self.open_file(file)
+                case WriteChunk(index=index, data=data):
+                    self.write_chunk(file, index, data)
+                case SealFile():
+                    return self.seal_file(file)
+                case WritePatch(patch=patch):
+                    return self.write_patch(file, patch)
+                case DropPatch():
+                    self.drop_patch(file)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            where = f"free some space on the disk of {self.disk.place()}"
+            return FileFailed(file.digest, f"no room for {file.name} of {file.size_bytes} bytes: {where}")
+        return None
 
     def open_file(self, file: File) -> FileState:
         """Reserve room for `file` and say what of it is there: all of it is read and hashed."""

@@ -1,4 +1,4 @@
-"""What the host says of itself, from /sys and /proc: heat, power, load, memory. Every reading is optional.
+"""What the host says of itself, from /sys and /proc: heat, power, load, memory, writes. Every reading is optional.
 
 A board that does not tell is normal (Debian's arm64 kernel has no under-voltage sensor, a plain Raspberry Pi no
 battery), so what is missing, unreadable or absurd is None: unknown, which is never the same as fine. Files only, no
@@ -161,6 +161,19 @@ def _kb(path: Path, name: str) -> int | None:
     for line in (_text(path) or "").splitlines():
         if line.startswith(name):
             return int(line.split()[1]) * 1024
+    return None
+
+
+def written_bytes(root: Path = ROOT, pid: str = "self") -> int | None:
+    """What a process, and those of its children that have ended, gave to a disk to be written (proc(5), io).
+
+    Linux counts a page when it becomes dirty, so memory file systems, pipes and sockets cost nothing here, and a page
+    that is written twice before it reaches the disk counts once. What the file system adds of its own (its journal,
+    its tables) is nobody's: docs/OPERATING.md says how much that is.
+    """
+    for line in (_text(root / "proc" / pid / "io") or "").splitlines():
+        if line.startswith("write_bytes:"):
+            return int(line.split()[1])
     return None
 
 

@@ -105,6 +105,11 @@ class Predictions:
         return "" if self._source is None else self._source.prediction_topic(self._settings.device.id)
 
     @property
+    def pid(self) -> int | None:
+        """The process id of the child; None while there is none."""
+        return None if self._stream is None else self._stream.pid
+
+    @property
     def filters(self) -> tuple[str, ...]:
         """What the link must subscribe to besides."""
         if self._source is None:

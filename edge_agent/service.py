@@ -60,9 +60,6 @@ class Tell(msgspec.Struct, frozen=True):
     """A signal asked for the story."""
 
 
-FileEffect: TypeAlias = (
-    effects.OpenFile | effects.WriteChunk | effects.SealFile | effects.WritePatch | effects.DropPatch
-)
 Item: TypeAlias = "Event | LinkDown | child.Ended | watch.Event | Tell | Stop"
 
 
@@ -108,7 +105,8 @@ class Service:
         self._kept = self._flash.load(int.from_bytes(os.urandom(4), "big"))  # what is on flash now
         self._story = story.Story(_life(settings))
         self._limits = settings.budget.limits()
-        self._ledger = traffic.Ledger(self._flash.disk, self._limits)
+        self._predictions = watch.Predictions(settings, self._inbox.put)
+        self._ledger = traffic.Ledger(self._flash.disk, self._limits, written=self._written_bytes)
         self._began = time.monotonic()
         self._systemd = Notifier()
         self._connection = 0  # written by the link's thread alone
@@ -123,7 +121,6 @@ class Service:
         self._next_reading_ms = 0
         self._next_status_ms = 0
         self._shown: dict[str, Any] = {}
-        self._predictions = watch.Predictions(settings, self._inbox.put)
         self._agent, self._link = self._assemble()
         self._home = HomeAssistant(settings, self._predictions.topic, self._link.publish)
 
@@ -336,7 +333,8 @@ class Service:
             case effects.Forget(keep_files=files, keep_residuals=residuals):
                 self._flash.forget(files, residuals, slots.files(self._flash.disk))
             case _:
-                self._perform_on_file(effect)
+                if (answer := self._flash.perform(effect)) is not None:
+                    self._inbox.put(answer)
 
     def _persist(self, durable: effects.Durable) -> None:
         before = self._kept
@@ -348,26 +346,6 @@ class Service:
         elif before.outbox and not durable.outbox:
             verdict = self._agent.receipt.verdict if self._agent.receipt else ""
             log("receipt", round=before.outbox_round_id, verdict=verdict, digest=_hex_digest(before.outbox))
-
-    def _perform_on_file(self, effect: FileEffect) -> None:
-        file = effect.file
-        try:
-            match effect:
-                case effects.OpenFile():
-                    self._inbox.put(self._flash.open_file(file))
-                case effects.WriteChunk(index=index, data=data):
-                    self._flash.write_chunk(file, index, data)
-                case effects.SealFile():
-                    self._inbox.put(self._flash.seal_file(file))
-                case effects.WritePatch(patch=patch):
-                    self._inbox.put(self._flash.write_patch(file, patch))
-                case effects.DropPatch():
-                    self._flash.drop_patch(file)
-        except OSError as error:
-            if error.errno not in FULL:
-                raise  # a card that fails may not be believed: end, and start again
-            reason = f"no room for {file.name} of {file.size_bytes} bytes: free some space on the disk of {self._root}"
-            self._inbox.put(effects.FileFailed(file.digest, reason))
 
     # What is told
 
@@ -416,6 +394,11 @@ class Service:
             account=self._ledger.shown(),
             watching=self._predictions.look(),
         )
+
+    def _written_bytes(self) -> int | None:
+        """To the card: by us, by children that have ended, and by the one that watches, which lives."""
+        own, watching = host.written_bytes(), self._predictions.pid
+        return own and own + ((watching and host.written_bytes(pid=str(watching))) or 0)
 
     def _now_ms(self) -> int:
         return int((time.monotonic() - self._began) * 1000)

@@ -125,6 +125,7 @@ def _byte_lines(account: traffic.Shown) -> list[str]:
     return [
         *(f"{what:<27}" + "".join(f"{cell:>14}" for cell in row) for what, *row in cells),
         f"limits: {told}" if told else "",
+        "" if account.card is None else _card_line(account.card),
     ]
 
 
@@ -151,3 +152,11 @@ def _host_line(status: Status) -> str:
     ]
     unknown = " and ".join(name for name, value, _ in told if value is None)
     return ", ".join([*known, f"{status.rss_kb // 1024} MB of memory", *([f"unknown: {unknown}"] if unknown else [])])
+
+
+def _card_line(card: traffic.Wear) -> str:
+    """Its wear."""
+    rate = "" if card.per_day is None else f"; {card.per_day:,} bytes in a day of running"
+    return (
+        f"written to the card: {card.today:,} bytes today, {card.this_month:,} this month, {card.total:,} in all{rate}"
+    )

@@ -1,8 +1,9 @@
-"""The account: bytes that the device sent and received, for what, and core seconds that it trained, by day and month.
+"""The account, by day and month: bytes sent and received, for what; core seconds trained; bytes written to the card.
 
 The link's meter counts (wire.meter); this adds what earlier runs counted, which is kept in the file `traffic` of the
 state directory. To spare the card it is written only at an orderly end, and after 4 kB or a minute of training, at most
-every ten minutes: a power cut forgets what was counted since, and nothing else.
+every ten minutes: a power cut forgets what was counted since, and nothing else. Writes are counted by the kernel
+(`host.written_bytes`) from the start of each process on; who adds them up here keeps them over restarts.
 
 Days and months are those of UTC, by the clock of the host, which may be wrong:
 
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from edge_agent import budget, flash
+from edge_agent import budget, flash, host
 from wire.messages import Traffic
 from wire.meter import RESENT, Carried, Meter
 
@@ -34,6 +35,7 @@ SAVE_BYTES_MIN: Final = 4096
 SAVE_CORE_S_MIN: Final = 60.0
 MOVED_BYTES: Final = 32 * 1024
 DAY_S: Final = 86_400.0
+WEAR_S_MIN: Final = 3600.0  # before that a day's wear would be a guess
 MONTH_S: Final = 31 * DAY_S
 PURPOSES: Final = ("updates", "updates again", "model", "telemetry", "control", "transport")
 MODEL_KINDS: Final = ("want", "chunk", "patch")
@@ -46,6 +48,7 @@ class Period(Struct, frozen=True):
     date: str = ""  # 2026-11-20 or 2026-11; "": none has begun
     before: Traffic = Traffic()  # what was counted before it began
     core_s_before: float = 0.0
+    written_before: int = 0
     behind_s: float = 0.0  # how long the agent has run while the clock showed an earlier one
 
 
@@ -57,6 +60,8 @@ class Account(Struct, frozen=True):
     month: Period = Period()
     update_digest: bytes = b""  # of the last update sent: after a restart it is the same bytes again
     core_s: float = 0.0  # that trainings have taken
+    written: int = 0
+    written_s: float = 0.0  # how long the agent ran while it was counted
 
 
 class Sides(NamedTuple):
@@ -87,6 +92,15 @@ class Row(Struct, frozen=True):
     this_month: int
 
 
+class Wear(Struct, frozen=True):
+    """Bytes written to the card, by the agent and its children."""
+
+    total: int
+    today: int
+    this_month: int
+    per_day: int | None  # of running, as it was so far; None in the first hour
+
+
 class Shown(Struct, frozen=True):
     """The account in a status: a row for each purpose, one of all, and the owner's limits (0: none)."""
 
@@ -94,12 +108,14 @@ class Shown(Struct, frozen=True):
     update_bytes_max: int = 0
     day_bytes_max: int = 0
     month_bytes_max: int = 0
+    card: Wear | None = None  # None: the kernel does not count
 
 
 class Ledger:
     """The account of one agent. `meter` is to be given to its link; `damaged`: the file was, and the account is new.
 
-    `disk` is the state directory. `wall` tells Unix seconds, `steady` seconds that only grow.
+    `disk` is the state directory. `written` tells what this run wrote so far, None where nobody counts; `wall` Unix
+    seconds, `steady` seconds that only grow.
     """
 
     def __init__(
@@ -107,12 +123,13 @@ class Ledger:
         disk: Disk,
         limits: budget.Limits,
         *,
+        written: Callable[[], int | None] = host.written_bytes,
         wall: Callable[[], float] = time.time,
         steady: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._disk, self._limits, self._wall, self._steady = disk, limits, wall, steady
+        self._disk, self._limits, self._written, self._wall, self._steady = disk, limits, written, wall, steady
         self._kept, self.damaged = _load(disk)
-        self._earlier = self._kept.total  # of earlier runs
+        self._earlier, self._written_earlier = self._kept.total, self._kept.written  # of earlier runs
         self.meter = Meter(self._kept.update_digest)
         self._looked_at_s = self._saved_at_s = steady()
         self._saved_core_s = self._kept.core_s
@@ -125,10 +142,11 @@ class Ledger:
         passed_s, self._looked_at_s = now_s - self._looked_at_s, now_s
         total = plus(self._earlier, by_purpose(self.meter.carried()))
         date = time.strftime("%Y-%m-%d", time.gmtime(min(max(self._wall(), 0.0), _UNIX_S_MAX)))
-        core_s = self._kept.core_s
-        day = moved_on(self._kept.day, Period(date, total, core_s), DAY_S, passed_s)
-        month = moved_on(self._kept.month, Period(date[:7], total, core_s), MONTH_S, passed_s)
-        self._kept = msgspec.structs.replace(self._kept, day=day, month=month)
+        core_s, (written, written_s) = self._kept.core_s, self._count_written(passed_s)
+        new_day, new_month = (Period(text, total, core_s, written) for text in (date, date[:7]))
+        day = moved_on(self._kept.day, new_day, DAY_S, passed_s)
+        month = moved_on(self._kept.month, new_month, MONTH_S, passed_s)
+        self._kept = msgspec.structs.replace(self._kept, day=day, month=month, written=written, written_s=written_s)
         today, this_month = minus(total, day.before), minus(total, month.before)
         left = (_left(self._limits.day_bytes_max, today), _left(self._limits.month_bytes_max, this_month))
         return Look(total, today, this_month, *left, core_s - day.core_s_before)
@@ -159,7 +177,23 @@ class Ledger:
         ]
         sums = (sum(getattr(row, name) for row in rows) for name in ("up", "down", "today", "this_month"))
         bounds = (limits.update_bytes_max, limits.day_bytes_max, limits.month_bytes_max)
-        return Shown((*rows, Row("all", *sums)), *bounds)
+        return Shown((*rows, Row("all", *sums)), *bounds, self._wear())
+
+    def _wear(self) -> Wear | None:
+        kept = self._kept
+        if self._written() is None:
+            return None
+        today, this_month = (kept.written - period.written_before for period in (kept.day, kept.month))
+        per_day = int(kept.written / kept.written_s * DAY_S) if kept.written_s >= WEAR_S_MIN else None
+        return Wear(kept.written, today, this_month, per_day)
+
+    def _count_written(self, passed_s: float) -> tuple[int, float]:
+        """(what was written in all, in how many seconds of running)."""
+        kept, written = self._kept, self._written()
+        if written is None:
+            return kept.written, kept.written_s
+        # a child that ended between two readings is in neither for a moment: the count never goes back
+        return max(kept.written, self._written_earlier + written), kept.written_s + passed_s
 
     def save_if_due(self) -> None:
         """Write the file if that is worth it. Raises OSError."""
@@ -171,8 +205,8 @@ class Ledger:
     def save(self) -> None:
         """Write the file. Raises OSError."""
         self._saved_at_s, self._saved_core_s = self._steady(), self._kept.core_s
-        digest = self.meter.update_digest
-        self._kept = msgspec.structs.replace(self._kept, total=self.look().total, update_digest=digest)
+        total, digest = self.look().total, self.meter.update_digest
+        self._kept = msgspec.structs.replace(self._kept, total=total, update_digest=digest)
         flash.replace_file(self._disk, FILE, msgspec.json.format(msgspec.json.encode(self._kept)))
 
 
@@ -223,14 +257,12 @@ def minus(total: Traffic, before: Traffic) -> Traffic:
     return Traffic(*(max(0, a - b) for a, b in pairs))
 
 
-def moved_on(period: Period, begun: Period, length_s: float, passed_s: float) -> Period:
-    """The period after the agent ran for `passed_s` more: the same, or `begun`, which begins now, if that is later."""
-    if begun.date > period.date:
-        return begun
-    if begun.date == period.date:
-        return msgspec.structs.replace(period, behind_s=0.0) if period.behind_s else period
+def moved_on(period: Period, fresh: Period, length_s: float, passed_s: float) -> Period:
+    """The period after the agent ran for `passed_s` more: `fresh`, which begins now, if its date is later."""
     behind_s = period.behind_s + passed_s
-    return begun if behind_s >= length_s else msgspec.structs.replace(period, behind_s=behind_s)
+    if fresh.date > period.date or (fresh.date < period.date and behind_s >= length_s):
+        return fresh
+    return msgspec.structs.replace(period, behind_s=behind_s if fresh.date < period.date else 0.0)
 
 
 def _left(bytes_max: int, used: Traffic) -> int | None:

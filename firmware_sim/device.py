@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import math
 import random
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from edge_agent import flash, slots
 from edge_agent.agent import Agent
-from edge_agent.disk import FULL
 from edge_agent.effects import (
     Booted,
     Connected,
@@ -28,9 +27,8 @@ from edge_agent.effects import (
     Effect,
     Event,
     FetchRanges,
-    FileFailed,
+    FileState,
     Forget,
-    OpenFile,
     Persist,
     Publish,
     Received,
@@ -39,13 +37,12 @@ from edge_agent.effects import (
     StartTraining,
     StopTraining,
     Tick,
-    WriteChunk,
     WritePatch,
 )
 from firmware_sim import keyring, voices
 from firmware_sim.card import Card
 from firmware_sim.host import RETRY_MS, Host
-from firmware_sim.ills import NO_ROOM, Ills, Stopped
+from firmware_sim.ills import Ills, Stopped
 from firmware_sim.link import Line
 from firmware_sim.trainer import Trainer
 from firmware_sim.web import Fetcher
@@ -54,7 +51,6 @@ from wire import topics
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edge_agent.effects import FileState
     from firmware_sim.keyring import Key
     from firmware_sim.world import Fate, World
     from wire.messages import File, Patch
@@ -63,8 +59,6 @@ EXIT_MS: Final = 2_000  # until the process is started again
 FLASH_MS: Final = 5
 GONE_SHARE_MAX: Final = 0.2
 EXAMPLES: Final = 40
-
-FileEffect: TypeAlias = OpenFile | WriteChunk | SealFile | WritePatch | DropPatch
 
 
 class Device:
@@ -328,30 +322,19 @@ class Device:
             case _:
                 self._perform_on_file(self.flash, effect)
 
-    def _perform_on_file(self, store: flash.Flash, effect: FileEffect) -> None:
-        file = effect.file
-        try:
-            match effect:
-                case OpenFile():
-                    self._tell(store.open_file(file))
-                case WriteChunk(index=index, data=data):
-                    store.write_chunk(file, index, data)
-                case SealFile():
-                    self._rot(file)
-                    self._tell(store.seal_file(file))
-                case WritePatch(patch=patch):
-                    self._tell(store.write_patch(file, self._worn(patch)))
-                case DropPatch():
-                    store.drop_patch(file)
-                    self._world.auditor.on_patch_dropped(self.name, file.digest)
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            self._later(FileFailed(file.digest, NO_ROOM))
-
-    def _tell(self, state: FileState) -> None:
-        self._world.auditor.on_file_state(self.name, state)
-        self._later(state)
+    def _perform_on_file(self, store: flash.Flash, effect: flash.FileEffect) -> None:
+        match effect:
+            case SealFile(file=file):
+                self._rot(file)
+            case WritePatch(file=file, patch=patch):
+                effect = WritePatch(file, self._worn(patch))
+            case DropPatch(file=file):
+                self._world.auditor.on_patch_dropped(self.name, file.digest)
+        answer = store.perform(effect)
+        if isinstance(answer, FileState):
+            self._world.auditor.on_file_state(self.name, answer)
+        if answer is not None:
+            self._later(answer)
 
     def _rot(self, file: File) -> None:
         """A chunk may have changed since it was written."""

@@ -1479,8 +1479,8 @@ MUTANTS = (
     ),
     Mutant(
         "edge_agent/traffic.py",
-        "Period(date, total, core_s), DAY_S",
-        "Period(date, total), DAY_S",
+        "(Period(text, total, core_s, written) for",
+        "(Period(text, total, 0.0, written) for",
         "the owner's envelope: yesterday's energy counts today",
     ),
     Mutant(

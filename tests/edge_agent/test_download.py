@@ -46,6 +46,15 @@ def test_nothing_is_asked_before_flash_has_answered():
     assert download.on_chunk(chunk(0), 0) == []
 
 
+def test_nothing_is_asked_before_every_file_has_its_room():
+    download = Download(MANIFEST)
+    download.start()
+    download.on_file_state(FileState(FILES[0].digest, ready=False, have=frozenset()))
+    assert download.asks(0) == []  # the other may find none
+    download.on_file_state(FileState(FILES[1].digest, ready=False, have=frozenset()))
+    assert [want.digest for want in download.asks(0)] == [FILES[0].digest]
+
+
 def test_a_chunk_is_kept_once_and_only_with_the_right_digest():
     download = fresh()
     download.asks(0)

@@ -138,3 +138,12 @@ def test_our_own_memory_is_told_in_bytes(tmp_path):
     (tmp_path / "proc/self/status").write_text("Name:\tx\nVmRSS:\t   38212 kB\n")
     assert host.rss_bytes(tmp_path) == 38212 * 1024
     assert host.rss_bytes(tmp_path / "nowhere") is None
+
+
+def test_what_a_process_wrote_is_what_the_kernel_says_and_unknown_where_it_says_nothing(tmp_path):
+    (tmp_path / "proc/7").mkdir(parents=True)
+    (tmp_path / "proc/7/io").write_text(
+        "rchar: 9\nwchar: 8\nread_bytes: 7\nwrite_bytes: 12288\ncancelled_write_bytes: 4096\n"
+    )
+    assert host.written_bytes(tmp_path, "7") == 12288
+    assert host.written_bytes(tmp_path) is None

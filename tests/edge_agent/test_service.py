@@ -6,6 +6,7 @@ import errno
 import os
 import queue
 import threading
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -251,6 +252,26 @@ def test_a_quiet_loop_wakes_for_the_status_and_does_not_leave_it_to_the_next_rea
     threading.Timer(1.0, shell._inbox.put, [stop]).start()
     assert shell._next() is stop
     assert shell._next_status_ms > now + 50
+
+
+def test_what_was_written_to_the_card_counts_the_child_that_watches_and_is_in_the_status(settings, monkeypatch):
+    counts = {"self": 0, "77": 40_000}
+    monkeypatch.setattr(service.host, "written_bytes", lambda pid="self": counts.get(pid))
+    shell = service.Service(settings)
+    counts["self"] = 5_000_000
+    monkeypatch.setattr(shell._predictions, "_stream", SimpleNamespace(pid=77))
+    look = shell._look()
+    assert look.account.card.total == 5_040_000
+    assert "written to the card: 5,040,000 bytes today, 5,040,000 this month, 5,040,000 in all" in status.as_lines(
+        look, running=True
+    )
+    monkeypatch.setattr(shell._predictions, "_stream", None)
+    counts["self"] += 140_000  # it has ended, and is counted with us
+    assert shell._look().account.card.total == 5_140_000
+    counts.clear()
+    look = shell._look()
+    assert look.account.card is None
+    assert not any("card" in line for line in status.as_lines(look, running=True))
 
 
 def test_the_status_is_written_when_it_says_something_new_and_only_then(shell, settings):

@@ -17,10 +17,11 @@ NAMES = Traffic.__struct_fields__
 
 
 class Hand:
-    """A wall clock and a steady one, moved by hand; the wall may be moved alone."""
+    """A wall clock and a steady one, moved by hand, the wall alone too; and what the kernel counts as written."""
 
     def __init__(self, wall: float = NOON) -> None:
         self.wall, self.steady = wall, 100.0
+        self.written: int | None = 0
 
     def pass_(self, seconds: float) -> None:
         self.wall += seconds
@@ -37,7 +38,8 @@ def start(tmp_path, hand):
     """A fresh run of the agent over the same file."""
 
     def make(**limits) -> traffic.Ledger:
-        return traffic.Ledger(Directory(tmp_path), Limits(**limits), wall=lambda: hand.wall, steady=lambda: hand.steady)
+        clocks = {"wall": lambda: hand.wall, "steady": lambda: hand.steady}
+        return traffic.Ledger(Directory(tmp_path), Limits(**limits), written=lambda: hand.written, **clocks)
 
     return make
 
@@ -152,6 +154,51 @@ def test_the_month_goes_on_when_the_day_ends_and_ends_with_its_last_day(start, h
     hand.pass_(DAY)
     look = ledger.look()
     assert (look.month_left, look.this_month) == (100_000, Traffic())
+
+
+# The card
+
+
+def test_what_was_written_is_kept_over_restarts_and_told_by_the_day(start, hand):
+    first = start()
+    hand.written = 40_960
+    assert first.shown().card == traffic.Wear(40_960, 40_960, 40_960, None)
+    hand.pass_(traffic.WEAR_S_MIN)
+    first.save()
+    hand.written = 4_096  # the next process begins at nothing, and so does the kernel
+    second = start()
+    assert second.shown().card == traffic.Wear(45_056, 45_056, 45_056, 45_056 * 24)
+    hand.pass_(DAY)
+    second.look()  # in the first moment of the next day
+    hand.written += 8_192
+    card = second.shown().card
+    assert (card.total, card.today, card.this_month) == (53_248, 8_192, 53_248)
+    assert card.per_day == pytest.approx(53_248 * 24 / 25, abs=1)
+
+
+def test_a_child_between_two_readings_takes_nothing_off_and_a_kernel_that_is_silent_shows_nothing(start, hand):
+    ledger = start()
+    hand.written = 81_920
+    ledger.look()
+    hand.written = 40_960  # a child is gone, and not yet among those that have ended
+    assert ledger.shown().card.total == 81_920
+    hand.written = 81_920 + 4_096
+    assert ledger.shown().card.total == 81_920 + 4_096
+    ledger.save()
+    hand.written = None
+    assert start().shown().card is None
+
+
+def test_an_account_of_an_earlier_program_goes_on_with_nothing_written(start, hand, tmp_path):
+    first = start()
+    spend(first, 700)
+    first.save()
+    kept = msgspec.json.decode((tmp_path / "traffic").read_bytes())
+    del kept["written"], kept["written_s"], kept["day"]["written_before"], kept["month"]["written_before"]
+    (tmp_path / "traffic").write_bytes(msgspec.json.encode(kept))
+    second = start()
+    assert not second.damaged
+    assert (second.look().today.model_down, second.shown().card) == (700, traffic.Wear(0, 0, 0, None))
 
 
 # Clocks

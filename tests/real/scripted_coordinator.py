@@ -28,7 +28,7 @@ from wire.link import Arrived, Link
 from wire.messages import File, Manifest, Offer, Patch, Plan, Receipt, State, Update, Want, digest_of, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 MODEL = (Path(__file__).parents[2] / "firmware_sim/models/digits.tflite").read_bytes()
 FRAME = frame_of(MODEL, "last-2")
@@ -160,11 +160,11 @@ class Coordinator:
 class AgentProcess:
     """`edge-agent run` as a process of its own, and every line of its log."""
 
-    def __init__(self, config: Path, before: str = "") -> None:
+    def __init__(self, config: Path, before: str = "", prefix: Sequence[str] = ()) -> None:
         code = f"{before}\nfrom edge_agent.cli import main; main()"
         self.lines: list[str] = []
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code, "run", "--config", str(config)],
+            [*prefix, sys.executable, "-c", code, "run", "--config", str(config)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -66,15 +66,6 @@ def test_the_models_have_the_parameters_that_their_rows_name() -> None:
     assert sizes == [1_290, 1_001_877, 979_306]
 
 
-def test_a_commit_costs_a_card_more_than_its_bytes_and_less_than_a_new_file(tmp_path) -> None:
-    try:
-        found = footprint_disk.commit_bytes(tmp_path)
-    except NotToBeHadError as error:
-        pytest.skip(str(error))
-    assert 4096 <= found <= 10_000
-    assert not any((tmp_path / "card").iterdir()), "it is unmounted"
-
-
 def test_a_cgroup_ends_who_takes_more_and_lets_live_who_takes_less() -> None:
     code = "import sys; len(bytes(int(sys.argv[1]) << 20).replace(bytes(1), b'x'))"
 

@@ -150,7 +150,8 @@ def test_a_story_whose_event_was_edited_differs_there_or_later_and_says_how(kind
     assert again.difference
     assert again.same_count >= number
     if kind != "reading":
-        assert again.same_count == number
+        # what flash says of the first file has no effect before it has answered for the second, too
+        assert again.same_count == number + (kind == "filestate")
         assert again.difference.startswith(kind)
     if kind == "received-offer":
         assert "recorded: Forget, OpenFile, OpenFile; now: nothing" in again.difference
