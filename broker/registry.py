@@ -53,7 +53,7 @@ def first_version(model: bytes, name: str, train: str, reset_seed: int | None) -
             larger  # fresh numbers crowd small scales: better now than after a round, when all have the file
         )
     holding = frame.holding(numbers.published)  # None: fresh numbers, and of their channels others would train
-    base = frame.model if holding is None else holding.model
+    base = bytes((frame if holding is None else holding).model)
     files = (chunks.split(MODEL_FILE, base), chunks.split(PARAMS_FILE, numbers.published))
     manifest = Manifest(
         name,

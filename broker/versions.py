@@ -107,7 +107,7 @@ def next_version(
     larger = grown(frame, after) if effect.may_rescale else None
     if larger is not None:
         frame, after = larger
-        model = frame.model
+        model = bytes(frame.model)
     else:
         way = patch.make(frame, before.published, after.published)
     score = held_out.score(frame, after.published) if held_out is not None else None

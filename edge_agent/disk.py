@@ -11,6 +11,7 @@ Every OSError is left to the caller.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -58,6 +59,9 @@ class Disk(Protocol):
 
     def read(self, name: str) -> bytes | None:
         """The whole content; None when there is no such file."""
+
+    def view(self, name: str) -> memoryview:
+        """The whole content, as it is, without memory for it; what is written to it nobody else sees."""
 
     def pieces(self, name: str) -> Iterator[bytes]:
         """The content, piece by piece."""
@@ -133,6 +137,12 @@ class Directory:
             return self.place(name).read_bytes()
         except FileNotFoundError:
             return None
+
+    def view(self, name: str) -> memoryview:
+        """The whole content, mapped: the page cache has it, and lets go of it where memory is short."""
+        with self.place(name).open("rb") as file:
+            is_empty = not os.fstat(file.fileno()).st_size  # nothing cannot be mapped
+            return memoryview(b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
 
     def pieces(self, name: str) -> Iterator[bytes]:
         """The content, piece by piece."""

@@ -122,20 +122,26 @@ def read_whole(disk: Disk, digest: bytes) -> bytes | None:
     return data if data is not None and hashlib.sha256(data).digest() == digest else None
 
 
+def map_whole(disk: Disk, digest: bytes) -> memoryview | None:
+    """The same without memory for it, for who needs several: read for its digest piece by piece, then mapped."""
+    return disk.view(file_name(digest)) if is_whole(disk, digest) else None
+
+
 def is_whole(disk: Disk, digest: bytes) -> bool:
     """Whether the model file with this SHA-256 is there, and is that. Reads it piece by piece."""
     name = file_name(digest)
     return _exists(disk, name) and _digest(disk, name) == digest
 
 
-def complete_file(disk: Disk, file: File, content: bytes) -> None:
-    """Make `content`, whose SHA-256 the caller has checked, the model file; its chunks and its patch have done."""
+def complete_file(disk: Disk, file: File, content: bytes) -> memoryview:
+    """Make `content`, whose SHA-256 the caller has checked, the model file, which is shown; its chunks have done."""
     name = file_name(file.digest)
     with _opened(disk, name + _PART) as descriptor:  # its room was reserved when the file was opened
         disk.write_at(descriptor, 0, content)
         disk.truncate(descriptor, len(content))
         disk.sync(descriptor)
     _name_whole(disk, name)
+    return disk.view(name)
 
 
 def has_patch(disk: Disk, file: File) -> bool:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from engine.codec.residual import Owed
     from engine.control import Control
     from engine.frame import Frame
+    from engine.models.graph import Content
     from engine.own import Own
     from wire.messages import Plan
 
@@ -48,7 +49,7 @@ class Coded(NamedTuple):
     note: str
 
 
-def read(kept: bytes | None, plan: Plan, frame: Frame) -> tuple[Left, str]:
+def read(kept: Content | None, plan: Plan, frame: Frame) -> tuple[Left, str]:
     """What earlier rounds left, and what to tell the owner if something of that is lost."""
     from engine import control, own
     from engine.codec.header import CodecError
@@ -60,11 +61,11 @@ def read(kept: bytes | None, plan: Plan, frame: Frame) -> tuple[Left, str]:
     left, notes = Left(owed), [note]
     try:
         if first and rest and (plan.scaffold or plan.lane == "trial"):
-            left = left._replace(control=control.load(rest, frame, plan.scale_epoch))
+            left = left._replace(control=control.load(bytes(rest), frame, plan.scale_epoch))
     except CodecError as error:
         notes.append(str(error))
     try:
-        left = left._replace(own=own.load(mine, frame) if mine else None)
+        left = left._replace(own=own.load(bytes(mine), frame) if mine else None)
     except CodecError as error:
         notes.append(str(error))
     return left, "; ".join(filter(None, notes))
@@ -77,7 +78,7 @@ def own_of(kept: bytes, frame: Frame) -> Own | None:
 
     mine, _ = _parted(kept, _OWN)
     try:
-        return own.load(mine, frame) if mine else None
+        return own.load(bytes(mine), frame) if mine else None
     except CodecError:
         return None
 
@@ -122,21 +123,23 @@ def dump(left: Left, scale_epoch: int) -> bytes:
     return _HEADER.pack(_OWN, len(mine)) + mine + main
 
 
-def _parted(kept: bytes | None, magic: bytes) -> tuple[bytes, bytes | None]:
+def _parted(kept: Content | None, magic: bytes) -> tuple[Content, Content | None]:
     """The part behind this magic, and what follows it, as they lie in the file; (nothing, all) without it."""
-    if kept is None or len(kept) < _HEADER.size or not kept.startswith(magic):
+    if kept is None or len(kept) < _HEADER.size or kept[: len(magic)] != magic:
         return b"", kept
     end = _HEADER.size + _HEADER.unpack_from(kept)[1]
     return kept[_HEADER.size : end], kept[end:]
 
 
-def _owed(kept: bytes | None, plan: Plan, frame: Frame) -> tuple[Owed | Estimate, str]:
+def _owed(kept: Content | None, plan: Plan, frame: Frame) -> tuple[Owed | Estimate, str]:
     from engine.codec import estimate
     from engine.codec.header import CodecError
     from engine.codec.residual import load_owed, nothing_owed
 
     size, note = frame.suffix.num_params, ""
-    hardened = plan.lane == "hardened" or (plan.lane == "trial" and (kept or b"").startswith(estimate.MAGIC))
+    hardened = plan.lane == "hardened" or (
+        plan.lane == "trial" and kept is not None and kept[: len(estimate.MAGIC)] == estimate.MAGIC
+    )
     if kept is not None:
         try:
             if hardened:

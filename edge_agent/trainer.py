@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import fcntl
 import resource
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,10 +36,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edge_agent.disk import Disk
+    from edge_agent.patching import Read
     from engine.codec.estimate import Estimate
     from engine.codec.residual import Owed
     from engine.control import Control
     from engine.frame import Frame
+    from engine.models.graph import Content, Graph
     from engine.own import Own
     from engine.train import Tuned
 
@@ -79,8 +82,8 @@ class TrainerError(Exception):
 class Base(NamedTuple):
     """The model version to start from."""
 
-    model: bytes  # the .tflite file
-    params: bytes  # what trains of it, as it stores them
+    model: Content  # the .tflite file
+    params: Content  # what trains of it, as it stores them
 
 
 class Keeping(NamedTuple):
@@ -114,7 +117,7 @@ def train(
     job: Job,
     base: Base,
     examples: Arrays,
-    kept_residual: bytes | None,
+    kept_residual: Content | None,
     held_out_rate: float,
     *,
     keeping: Keeping | None = None,
@@ -133,22 +136,24 @@ def train(
     """
     import numpy as np
 
-    from engine.train import evaluate
+    from engine.train import Deployed
 
     start = _begin(job, base, examples, kept_residual, held_out_rate, keeping=keeping, unlabelled=unlabelled)
     frame, left, unseen, shared = start.frame, start.left, start.unseen, start.shared
-    graph, suffix = frame.graph_with(start.params), frame.suffix
-    score = evaluate(graph, suffix, unseen.features, unseen.labels)
+    graph = frame.graph_with(start.params)
+    before = Deployed(graph, frame.suffix)
+    score = before.score(unseen.features, unseen.labels)
     counts = (0, 0) if unlabelled else (score.correct, score.count)
-    trial = try_out(job, frame, base.params, unseen, in_use)
+    trial = try_out(job, frame, base.params, unseen, in_use, ready=before)
     if job.plan.lane == "trial":
         note = "; ".join(filter(None, (start.note, trial.refused)))
         answer = Answer("", b"", max(1, len(start.labels)), *counts, note=note, trial=trial)
         return Trained(left.owed, answer, left.control, left.own)
     if trial.refused and not trial.compared_with:
         raise TrainerError(trial.refused)
-    taught = np.concatenate([start.features, start.old[0]]), np.concatenate([start.labels, start.old[1]])
-    tuned, control = _tune(job, base, frame, left, taught)
+    loss_before = before.score(start.features, start.labels).loss
+    del before  # what it holds makes room for what trains
+    tuned, control = _tune(job, base, start, graph)
     delta = np.subtract(tuned.params, start.params, dtype=np.float32 if frame.lane == "float32" else np.int64)
     delta[shared:] = 0  # what stays here is not told
     own = better_own(frame, unseen, start.params, tuned.params[shared:])
@@ -158,8 +163,8 @@ def train(
         num_examples=len(start.labels),
         held_out_correct=counts[0],
         held_out_count=counts[1],
-        loss_before=evaluate(graph, suffix, start.features, start.labels).loss,
-        loss_after=evaluate(frame.graph_with(tuned.params), suffix, start.features, start.labels).loss,
+        loss_before=loss_before,
+        loss_after=Deployed(frame.graph_with(tuned.params), frame.suffix).score(start.features, start.labels).loss,
         note="; ".join(filter(None, (start.note, sent.note, trial.refused))),
         trial=trial,
     )
@@ -184,7 +189,7 @@ def _begin(
     job: Job,
     base: Base,
     examples: Arrays,
-    kept: bytes | None,
+    kept: Content | None,
     held_out_rate: float,
     *,
     keeping: Keeping | None,
@@ -212,13 +217,11 @@ def _begin(
     return _Start(frame, params, shared, left, note, features[~held_out], labels[~held_out], old, unseen)
 
 
-def _tune(
-    job: Job, base: Base, frame: Frame, left: residuals.Left, taught: tuple[NDArray[Any], NDArray[Any]]
-) -> tuple[Tuned, Control | None]:
-    """Train the base params on (features, labels) as the plan says; and what corrects the next time, if it does."""
+def _tune(job: Job, base: Base, start: _Start, graph: Graph) -> tuple[Tuned, Control | None]:
+    """Train `graph` as the plan says; and what corrects the next time, if it does."""
+    import numpy as np
+
     from engine.control import Version, control_of, correction_of
-    from engine.models.scheme import load_params
-    from engine.own import with_own
     from engine.train import Recipe, fine_tune, mix_seed
 
     plan, version = job.plan, Version(job.base_version, base.params)
@@ -230,9 +233,10 @@ def _tune(
         seed=mix_seed(plan.seed, job.device_id, job.round_id),
         proximal=plan.proximal,
     )
-    correction = correction_of(left.control, frame, version, recipe, len(taught[1])) if plan.scaffold else None
-    graph = frame.graph_with(with_own(load_params(frame.suffix, base.params), left.own))
-    tuned = fine_tune(graph, frame.suffix, *taught, recipe, correction=correction)
+    features, labels = (np.concatenate(both) for both in ((start.features, start.old[0]), (start.labels, start.old[1])))
+    known, frame = start.left.control, start.frame
+    correction = correction_of(known, frame, version, recipe, len(labels)) if plan.scaffold else None
+    tuned = fine_tune(graph, frame.suffix, features, labels, recipe, correction=correction)
     return tuned, None if tuned.gradient is None else control_of(tuned.gradient, version)
 
 
@@ -354,14 +358,15 @@ def _train_and_keep(task: Task, root: Path) -> Answer:
 
     job = task.job
     disk = Directory(root)
-    kept = disk.read(flash.residual_name(job.residual_round_id)) if job.residual_round_id else None
+    kept = _kept(disk, job)
+    read = cache(partial(flash.map_whole, disk))  # one file may be asked for as several things
     try:
-        model = _content(disk, job, MODEL_FILE)
-        make_params(disk, job, model)
-        base = Base(model, _content(disk, job, PARAMS_FILE))
+        model = _content(read, job, MODEL_FILE)
+        made = make_params(disk, job, model, read)
+        base = Base(model, _content(read, job, PARAMS_FILE) if made is None else made)
         keeping = Keeping(root / "features", task.features_bytes_max, task.replay)
         examples = read_arrays(Path(task.samples_path))
-        in_use = _in_use(disk)
+        in_use = _in_use(disk, read)
         trained = train(
             job, base, examples, kept, task.held_out_rate, keeping=keeping, in_use=in_use, unlabelled=task.unlabelled
         )
@@ -378,19 +383,27 @@ def _train_and_keep(task: Task, root: Path) -> Answer:
     return msgspec.structs.replace(trained.answer, note=note)
 
 
-def _in_use(disk: Disk) -> InUse | None:
+def _kept(disk: Disk, job: Job) -> Content | None:
+    """What the last update left; None where there is nothing."""
+    name = flash.residual_name(job.residual_round_id)
+    return disk.view(name) if job.residual_round_id and disk.size_bytes(name) is not None else None
+
+
+def _in_use(disk: Disk, read: Read) -> InUse | None:
     """The version that predicts here, if it is whole on flash."""
     kept = slots.load(disk)
     if kept is None:
         return None
-    model, params = (flash.read_model_file(disk, kept.now.files, name) for name in (MODEL_FILE, PARAMS_FILE))
+    digests = {file.name: file.digest for file in kept.now.files}
+    model, params = (read(digests[name]) if name in digests else None for name in (MODEL_FILE, PARAMS_FILE))
     return None if model is None or params is None else InUse(kept.now.version, kept.now.train, model, params)
 
 
-def _content(disk: Disk, job: Job, name: str) -> bytes:
-    if all(file.name != name for file in job.files):
+def _content(read: Read, job: Job, name: str) -> Content:
+    digest = next((file.digest for file in job.files if file.name == name), None)
+    if digest is None:
         raise TrainerError(f"version {job.base_version} has no file {name}: another program version published it")
-    data = flash.read_model_file(disk, job.files, name)
+    data = read(digest)
     if data is None:
         raise TrainerError(f"{name} of version {job.base_version} is damaged on flash; it is fetched again")
     return data

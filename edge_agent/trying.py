@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
     from edge_agent.effects import Job
     from engine.frame import Frame
+    from engine.models.graph import Content
     from engine.own import Own
+    from engine.train import Deployed
 
 UNLIKE_ITSELF = (
     "its dry run gives other numbers than its manifest says: the kernels, the memory or the processor is ill"
@@ -29,8 +31,8 @@ class InUse(NamedTuple):
 
     version: int
     train: str
-    model: bytes  # the .tflite file
-    params: bytes
+    model: Content  # the .tflite file
+    params: Content
 
 
 class HeldOut(NamedTuple):
@@ -41,22 +43,25 @@ class HeldOut(NamedTuple):
     own: Own | None = None  # the layers that stay here: every version is judged with them
 
 
-def try_out(job: Job, frame: Frame, params: bytes, held_out: HeldOut, in_use: InUse | None) -> Trial:
+def try_out(
+    job: Job, frame: Frame, params: Content, held_out: HeldOut, in_use: InUse | None, *, ready: Deployed
+) -> Trial:
     """Compare the version of `job`, which has these params in this frame, with the one in use.
 
-    Raises ModelError and TrainingError.
+    `ready` is that version with this device's own layers, as it is to answer here. Raises ModelError, TrainingError.
     """
     if job.golden:
-        from engine.dry_run import golden
+        from engine.dry_run import golden, golden_of
 
-        if golden(frame, params) != job.golden:
+        found = golden_of(ready, frame) if held_out.own is None else golden(frame, params)
+        if found != job.golden:
             return Trial(0, 0, 0, fit_reason(f"version {job.base_version} is refused: {UNLIKE_ITSELF}"))
     from engine.sign_test import is_worse
 
     old = _comparable(job, frame, in_use)
     if in_use is None or old is None or held_out.labels.dtype == "float32":  # targets: no answer is right or wrong
         return Trial(0, 0, 0)
-    now, then = _right(frame, params, held_out), _right(old, in_use.params, held_out)
+    now, then = ready.right(held_out.features, held_out.labels), _right(old, in_use.params, held_out)
     won, lost = int((now & ~then).sum()), int((then & ~now).sum())
     why = f"worse here than version {in_use.version}: of {len(now)} held-out examples {lost} lost, {won} won"
     return Trial(in_use.version, won, lost, fit_reason(why) if is_worse(won, lost) else "")
@@ -88,13 +93,13 @@ def _comparable(job: Job, frame: Frame, in_use: InUse | None) -> Frame | None:
 
     if in_use is None or in_use.version == job.base_version or in_use.train != job.plan.train:
         return None
-    if in_use.model == frame.model:
+    if in_use.model is frame.model or in_use.model == frame.model:
         return frame
     old = frame_of(in_use.model, in_use.train)
     return old if old.suffix.cut == frame.suffix.cut and old.suffix.entering == frame.suffix.entering else None
 
 
-def _right(frame: Frame, params: bytes, held_out: HeldOut) -> NDArray[Any]:
+def _right(frame: Frame, params: Content, held_out: HeldOut) -> NDArray[Any]:
     from engine.models.scheme import load_params
     from engine.own import with_own
     from engine.train import right

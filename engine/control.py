@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from engine.frame import Frame
+    from engine.models.graph import Content
     from engine.train import Recipe
 
 SHARE: Final = 0.75
@@ -46,7 +47,7 @@ class Version(NamedTuple):
     """A model version, and its numbers as scheme.dump_params writes them."""
 
     number: int
-    published: bytes
+    published: Content
 
 
 @dataclass(frozen=True, eq=False)

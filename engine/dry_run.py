@@ -15,28 +15,30 @@ import numpy as np
 
 from engine.kernels.shuffle import FIRST, GOLDEN, SECOND
 from engine.models.scheme import load_params
-from engine.program import Runner
+from engine.train import Deployed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from engine.frame import Frame
+    from engine.models.graph import Content
 
 WINDOWS: Final = 16
 ONE_BELOW: Final = np.float32(1.0 / 8_388_608)  # 2^-23, exactly
 
 
-def golden(frame: Frame, params: bytes) -> bytes:
+def golden(frame: Frame, params: Content) -> bytes:
     """The SHA-256 of a version's answers to the made-up features, as WIRE.md says. Raises ModelError.
 
     `params` are those of the version, as scheme.dump_params writes them.
     """
-    suffix = frame.suffix
-    graph = frame.graph_with(load_params(suffix, params))
-    entering = graph.tensors[suffix.entering]
-    features = made_up((WINDOWS, *entering.shape[1:]), np.dtype(entering.dtype))
-    runner = Runner(graph, suffix.answer, first=suffix.cut, entering=suffix.entering, batch=WINDOWS)
-    answers = runner(features)
+    return golden_of(Deployed(frame.graph_with(load_params(frame.suffix, params)), frame.suffix, batch=WINDOWS), frame)
+
+
+def golden_of(version: Deployed, frame: Frame) -> bytes:
+    """The same of one that is ready to answer."""
+    entering = frame.graph.tensors[frame.suffix.entering]
+    answers = version.answers(made_up((WINDOWS, *entering.shape[1:]), np.dtype(entering.dtype)))
     return hashlib.sha256(answers.astype(answers.dtype.newbyteorder("<")).tobytes()).digest()
 
 

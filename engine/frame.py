@@ -6,6 +6,7 @@ other. It stays the same for a whole scale epoch.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from engine.codec.update import Lane
-    from engine.models.graph import Graph
+    from engine.models.graph import Content, Graph
     from engine.models.scheme import Suffix
 
 WEIGHT_MAX = 127
@@ -39,17 +40,31 @@ BIAS_MAX = 2**31 - 1
 class Frame:
     """A base file and what of it trains, P parameters.
 
-    In lane 'int8' `unit` int32 [P] is how many stored steps one unit of an update is, `scale` float32 [P] how large
-    one step is in real numbers, and `limit` int64 [P] the largest magnitude that may be stored.
+    What it says of each parameter is made when it is first asked for: a child that trains real numbers never asks.
     """
 
-    model: bytes  # the .tflite file
+    model: Content  # the .tflite file
     graph: Graph
     suffix: Suffix
-    unit: NDArray[np.int32]
-    scale: NDArray[np.float32]
-    limit: NDArray[np.int64]
     shapes: tuple[tuple[int, int], ...]  # rows x columns of each trained tensor, in the order of the parameters
+
+    @functools.cached_property
+    def unit(self) -> NDArray[np.int32]:
+        """How many stored steps one unit of an update is, int32 [P]; 1 in lane 'float32'."""
+        return units_of(self.graph, self.suffix)
+
+    @functools.cached_property
+    def scale(self) -> NDArray[np.float32]:
+        """How large one stored step is in real numbers, float32 [P]; 1 in lane 'float32'."""
+        return scales_of(self.graph, self.suffix)
+
+    @functools.cached_property
+    def limit(self) -> NDArray[np.int64]:
+        """The largest magnitude that may be stored of an int8 model, int64 [P]."""
+        limit = np.full(self.suffix.num_params, BIAS_MAX, dtype=np.int64)
+        for layer in self.suffix.layers:
+            limit[layer.first : layer.first + layer.num_weights] = WEIGHT_MAX
+        return limit
 
     @property
     def lane(self) -> Lane:
@@ -81,12 +96,8 @@ class Frame:
         return after if after.suffix == self.suffix else None
 
 
-def frame_of(model: bytes, train: str) -> Frame:
+def frame_of(model: Content, train: str) -> Frame:
     """Read the base file and find what trains. Raises ModelError."""
     graph = fold(tflite.read(model))
     suffix = resolve(graph, train)
-    limit = np.full(suffix.num_params, BIAS_MAX, dtype=np.int64)
-    for layer in suffix.layers:
-        limit[layer.first : layer.first + layer.num_weights] = WEIGHT_MAX
-    units, scales = units_of(graph, suffix), scales_of(graph, suffix)
-    return Frame(model, graph, suffix, units, scales, limit, shapes_of(graph, suffix))
+    return Frame(model, graph, suffix, shapes_of(graph, suffix))

@@ -22,13 +22,13 @@ from engine.train import real_values
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from engine.models.graph import Graph
+    from engine.models.graph import Content, Graph
     from engine.models.scheme import Suffix
 
 BATCH = 32
 
 
-def features(data: bytes, graph: Graph, suffix: Suffix, windows: NDArray[Any]) -> NDArray[Any]:
+def features(data: Content, graph: Graph, suffix: Suffix, windows: NDArray[Any]) -> NDArray[Any]:
     """Run the frozen part of the file `data`, read as `graph`, over windows [n, *window]: what enters the suffix.
 
     Windows are real numbers, float32, or already stored as the model's input is. The result is as stored, [n, ...].
@@ -43,7 +43,7 @@ def features(data: bytes, graph: Graph, suffix: Suffix, windows: NDArray[Any]) -
     return _run(data, graph, suffix.entering, stored)
 
 
-def predict(data: bytes, graph: Graph, windows: NDArray[Any]) -> NDArray[np.int32]:
+def predict(data: Content, graph: Graph, windows: NDArray[Any]) -> NDArray[np.int32]:
     """Give the most likely class of each window, int32 [n], as the model file itself answers; of equals the lowest.
 
     Raises as `features` does.
@@ -55,7 +55,7 @@ def predict(data: bytes, graph: Graph, windows: NDArray[Any]) -> NDArray[np.int3
     return found
 
 
-def answers(data: bytes, graph: Graph, windows: NDArray[Any]) -> NDArray[Any]:
+def answers(data: Content, graph: Graph, windows: NDArray[Any]) -> NDArray[Any]:
     """Give the model's answer before a final SOFTMAX, as stored, [n, ...]. Raises as `features` does."""
     return _run(data, graph, answer_of(graph), stored_windows(graph, windows))
 
@@ -74,7 +74,7 @@ def stored_windows(graph: Graph, windows: NDArray[Any]) -> NDArray[Any]:
     return quantised(windows, entry)
 
 
-def _run(data: bytes, graph: Graph, wanted: int, stored: NDArray[Any]) -> NDArray[Any]:
+def _run(data: Content, graph: Graph, wanted: int, stored: NDArray[Any]) -> NDArray[Any]:
     """Give the tensor `wanted` for stored windows, [n, ...]: by our kernels if they can, else by a model runtime."""
     try:
         runner = Runner(graph, wanted, batch=BATCH)

@@ -351,7 +351,7 @@ def _steps(recording: Recording, operator: Operator, shape: _Shape, factor: floa
 def _add_momentum(recording: Recording, gradient: Room) -> None:
     assert recording.descent is not None, "whoever trains says how"
     if recording.descent.momentum:
-        velocity = recording.table("velocity", np.zeros(gradient.shape, np.float32))
+        velocity = recording.table("velocity", np.broadcast_to(np.float32(0), gradient.shape))
         recording.tape.call(update.momentum_step, velocity, gradient, recording.descent.momentum)
 
 

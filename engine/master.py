@@ -118,7 +118,7 @@ def _numbers(frame: Frame, published: Master, master: Master) -> Numbers:
 
 
 def _advance_floats(frame: Frame, before: Numbers, step: NDArray[np.float64], publish_max: int) -> Numbers:
-    published = load_params(frame.suffix, before.published)
+    published = load_params(frame.suffix, before.published).copy()
     _check_kept(before, 4 * len(published))
     with np.errstate(over="ignore"):  # asked next
         master: Floats = np.frombuffer(before.remainder, dtype="<f4").astype(np.float32) + step.astype(np.float32)

@@ -59,10 +59,11 @@ def shared_count(suffix: Suffix, keep_local: int) -> int:
 
 
 def with_own(params: NDArray[Any], own: Own | None) -> NDArray[Any]:
-    """The parameters [P] of a version with a device's own at their end; a copy."""
+    """The parameters [P] of a version with a device's own at their end: a copy, or `params` where it has none."""
+    if own is None:
+        return params
     worn = params.copy()
-    if own is not None:
-        worn[len(params) - len(own.params) :] = own.params
+    worn[len(params) - len(own.params) :] = own.params
     return worn
 
 

@@ -130,13 +130,13 @@ class Training:
         return loss
 
     def changed(self) -> dict[int, NDArray[Any]]:
-        """Give the weights and biases that train, by tensor, in the file's shape: what to patch into it."""
+        """Show the weights and biases that train, by tensor, in the file's shape, where they stand now."""
         graph, arrays = self._recording.graph, {}
         for layer in self._suffix.layers:
             wanted = [layer.weights] * (layer.channels is not None) + [layer.bias] * bool(layer.num_bias)
             for index in wanted:
                 room = self._recording.params[index]
-                arrays[index] = self._arena.array(room).reshape(graph.tensors[index].shape).copy()
+                arrays[index] = self._arena.array(room).reshape(graph.tensors[index].shape)
         return arrays
 
     def mean_gradient(self) -> NDArray[np.float32]:

@@ -66,7 +66,7 @@ class Recording:
             tensor = self.tensor(index)
             assert tensor.data is not None, f"tensor {index} is made before it is used"
             shape = (1,) * (4 - len(tensor.shape)) + tensor.shape
-            self.values[index] = self.tape.constant(tensor.name, np.array(tensor.data).reshape(shape))
+            self.values[index] = self.tape.constant(tensor.name, tensor.data.reshape(shape))
         return self.values[index]
 
     def make(self, index: int) -> Room:
@@ -83,7 +83,7 @@ class Recording:
         if index not in self.params:
             data = self.tensor(index).data
             assert data is not None, "a layer's constants were checked"
-            self.params[index] = self.tape.constant(self.tensor(index).name, np.array(data).reshape(shape))
+            self.params[index] = self.tape.constant(self.tensor(index).name, data.reshape(shape))
         return self.params[index]
 
     def table(self, label: str, content: NDArray[Any]) -> Room:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from engine.frame import Frame
     from engine.master import Numbers
-    from engine.models.graph import Graph
+    from engine.models.graph import Content, Graph
     from engine.models.scheme import TrainedLayer
 
 CROWD_SHARE = 0.1
@@ -91,7 +91,7 @@ class _Change:
             self._scales[layer.bias] = bias.astype(np.float32)
         return ratio
 
-    def written(self, model: bytes) -> bytes:
+    def written(self, model: Content) -> bytes:
         """The base file with all of it."""
         return tflite.patch_scales(tflite.patch(model, self._graph, self._constants), self._graph, self._scales)
 

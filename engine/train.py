@@ -21,7 +21,7 @@ import numpy as np
 from engine.kernels.loss import largest_logit, mse_forward, softmax_forward
 from engine.kernels.optimize import all_finite
 from engine.kernels.shuffle import shuffle
-from engine.models.scheme import params_of
+from engine.models.scheme import constants_of, params_of
 from engine.program import Runner, Training
 from engine.recording import Descent
 
@@ -145,34 +145,66 @@ def fine_tune(
         losses.append(total / count)
     if not training.is_sound():
         raise _diverged(recipe)
-    constants = training.changed()
-    params = params_of(with_constants(graph, constants), suffix)
+    params = params_of(with_constants(graph, training.changed()), suffix)
     gradient = None if correction is None else training.mean_gradient()
+    constants = constants_of(graph, suffix, params)
     return Tuned(constants, params, tuple(losses), training.saturated, training.num_bytes, gradient)
 
 
 def evaluate(graph: Graph, suffix: Suffix, features: NDArray[Any], targets: NDArray[Any]) -> Score:
-    """Score the graph's answer, as deployed, on `features` [n, ...] and `targets`; none give Score(0, 0, 0.0).
-
-    Raises:
-        TrainingError: shapes that do not fit, or NaN or infinite numbers.
-    """
-    correct, count, loss = 0, len(features), 0.0
-    for real, mine in _answered(graph, suffix, features, targets):
-        if targets.dtype == np.float32:
-            loss += float(mse_forward(real, mine))
-            continue
-        correct += int(np.count_nonzero(_guesses(real) == mine))
-        loss += float(softmax_forward(real, mine, np.empty(real.shape, np.float64)))
-    if not math.isfinite(loss):
-        raise TrainingError("The model's outputs are not finite: its parameters or features are too large.")
-    return Score(correct, count, loss / count if count else 0.0)
+    """Score the graph's answer, as deployed, on `features` [n, ...] and `targets`. Raises as Deployed.score."""
+    return Deployed(graph, suffix).score(features, targets)
 
 
 def right(graph: Graph, suffix: Suffix, features: NDArray[Any], labels: Labels) -> NDArray[np.bool_]:
     """Which of `features` [n, ...] the graph, as deployed, answers with their label, bool [n]. Raises as `evaluate`."""
-    found = [_guesses(real) == mine for real, mine in _answered(graph, suffix, features, labels)]
-    return np.concatenate([np.empty(0, np.bool_), *found])
+    return Deployed(graph, suffix).right(features, labels)
+
+
+class Deployed:
+    """The graph's trainable part as deployed, ready to answer, again and again, on batches of up to `batch`."""
+
+    def __init__(self, graph: Graph, suffix: Suffix, batch: int = EVALUATION_BATCH) -> None:
+        self._graph, self._suffix, self._batch = graph, suffix, batch
+        self._runner = Runner(graph, suffix.answer, first=suffix.cut, entering=suffix.entering, batch=batch)
+
+    def answers(self, features: NDArray[Any]) -> NDArray[Any]:
+        """The answers to `features` [n, ...], as stored, [n, ...]."""
+        return self._runner(features)
+
+    def score(self, features: NDArray[Any], targets: NDArray[Any]) -> Score:
+        """How well it answers `features` [n, ...], by their `targets`; none give Score(0, 0, 0.0).
+
+        Raises:
+            TrainingError: shapes that do not fit, or NaN or infinite numbers.
+        """
+        correct, count, loss = 0, len(features), 0.0
+        for real, mine in self._answered(features, targets):
+            if targets.dtype == np.float32:
+                loss += float(mse_forward(real, mine))
+                continue
+            correct += int(np.count_nonzero(_guesses(real) == mine))
+            loss += float(softmax_forward(real, mine, np.empty(real.shape, np.float64)))
+        if not math.isfinite(loss):
+            raise TrainingError("The model's outputs are not finite: its parameters or features are too large.")
+        return Score(correct, count, loss / count if count else 0.0)
+
+    def right(self, features: NDArray[Any], labels: Labels) -> NDArray[np.bool_]:
+        """Which of `features` [n, ...] it answers with their label, bool [n]. Raises as `score`."""
+        found = [_guesses(real) == mine for real, mine in self._answered(features, labels)]
+        return np.concatenate([np.empty(0, np.bool_), *found])
+
+    def _answered(
+        self, features: NDArray[Any], targets: NDArray[Any]
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[Any]]]:
+        """The answers in real numbers, float32 [m, width], and their targets, batch by batch."""
+        answer = self._graph.tensors[self._suffix.answer]
+        width = math.prod(answer.shape[1:])
+        features, targets = _checked(self._graph, self._suffix, features, targets, width)
+        for start in range(0, len(features), self._batch):
+            part = features[start : start + self._batch]
+            real = real_values(answer, self._runner(part).reshape(len(part), width))
+            yield real, targets[start : start + self._batch].copy()
 
 
 def with_constants(graph: Graph, constants: Mapping[int, NDArray[Any]]) -> Graph:
@@ -193,20 +225,6 @@ def real_values(tensor: Any, stored: NDArray[Any]) -> NDArray[np.float32]:
     zero = np.float32(tensor.zero_point[0] if len(tensor.zero_point) else 0)
     real: NDArray[np.float32] = (stored.astype(np.float32) - zero) * np.float32(tensor.scale[0])
     return real
-
-
-def _answered(
-    graph: Graph, suffix: Suffix, features: NDArray[Any], targets: NDArray[Any]
-) -> Iterator[tuple[NDArray[np.float32], NDArray[Any]]]:
-    """The answers in real numbers, float32 [m, width], and their targets, batch by batch."""
-    runner = Runner(graph, suffix.answer, first=suffix.cut, entering=suffix.entering, batch=EVALUATION_BATCH)
-    answer = graph.tensors[suffix.answer]
-    width = math.prod(answer.shape[1:])
-    features, targets = _checked(graph, suffix, features, targets, width)
-    for start in range(0, len(features), EVALUATION_BATCH):
-        part = features[start : start + EVALUATION_BATCH]
-        real = real_values(answer, runner(part).reshape(len(part), width))
-        yield real, targets[start : start + EVALUATION_BATCH].copy()
 
 
 def _guesses(real: NDArray[np.float32]) -> NDArray[np.int32]:

@@ -290,6 +290,13 @@ class Card:
         file = self._file(name)
         return None if file is None else file.data.ljust(file.size, b"\0")
 
+    def view(self, name: str) -> memoryview:
+        """The whole content, as it is."""
+        content = self.read(name)
+        if content is None:
+            raise FileNotFoundError(name)
+        return memoryview(content)
+
     def pieces(self, name: str) -> Iterator[bytes]:
         """The content, piece by piece."""
         content = self.read(name)

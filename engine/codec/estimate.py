@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from engine.codec.residual import Sending
     from engine.codec.update import Lane
     from engine.frame import Frame
+    from engine.models.graph import Content
 
 MAGIC: Final = b"HES1"
 MARK: Final = b"\xe1"  # no format of a payload
@@ -73,7 +74,7 @@ def say(delta: NDArray[Any], estimate: Estimate, frame: Frame, sending: Sending,
 
     Of `sending` neither momentum nor decay is heard: there is no debt.
     """
-    if estimate.values.shape != frame.unit.shape:
+    if len(estimate.values) != frame.suffix.num_params:
         raise CodecError(f"An estimate of {len(estimate.values)} parameters is not of this model.")
     known = estimate.values.astype(np.int32) * frame.unit if frame.lane == "int8" else _reals(estimate)
     room = max(sending.bytes_max - PREFIX_BYTES, 1) if sending.bytes_max else 0
@@ -114,7 +115,7 @@ def dump(estimate: Estimate, scale_epoch: int) -> bytes:
     return head + _CHECKSUM.pack(zlib.crc32(numbers, zlib.crc32(head))) + numbers
 
 
-def load(kept: bytes, size: int, scale_epoch: int) -> Estimate:
+def load(kept: Content, size: int, scale_epoch: int) -> Estimate:
     """Read what `dump` kept for a model of `size` parameters in this scale epoch.
 
     Raises CodecError where the bytes are damaged, or belong to another model or scale epoch, or are no estimate.

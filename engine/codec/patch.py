@@ -19,8 +19,9 @@ import numpy as np
 
 from engine.codec import payload
 from engine.codec.header import CodecError
-from engine.codec.update import Update, dense
+from engine.codec.update import Update
 from engine.frame import WEIGHT_MAX
+from engine.kernels.optimize import all_finite
 from engine.models.graph import ModelError
 from engine.models.scheme import dump_params, load_params
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from engine.frame import Frame
+    from engine.models.graph import Content
 
     Differences = NDArray[np.int64]
 
@@ -46,15 +48,16 @@ def make(frame: Frame, before: bytes, after: bytes) -> bytes:
         CodecError: they do not fit the frame, or differ by what is no whole number of units.
     """
     old, new = _stored(frame, before), _stored(frame, after)
+    changed = np.flatnonzero(old != new)
+    grown = new[changed].astype(np.int64) - old[changed].astype(np.int64)
     if frame.lane == "float32":
-        grown = new - old
         if bool((grown % (1 << _LOWER_BITS)).any()):
             raise CodecError("The versions differ in the lower half of a float: no patch leads from one to the other.")
-        return _coded(frame, _wrapped(grown >> _LOWER_BITS))
-    unit = frame.unit.astype(np.int64)
-    if bool(((new - old) % unit).any()):
+        return _coded(frame, changed, _wrapped(grown >> _LOWER_BITS))
+    unit = frame.unit[changed]
+    if bool((grown % unit).any()):
         raise CodecError("The versions differ by a part of a unit: no patch leads from one to the other.")
-    return _coded(frame, (new - old) // unit)
+    return _coded(frame, changed, grown // unit)
 
 
 def merge(frame: Frame, patches: Iterable[bytes]) -> bytes:
@@ -63,35 +66,37 @@ def merge(frame: Frame, patches: Iterable[bytes]) -> bytes:
     for patch in patches:
         read = _read(frame, patch)
         total[read.indices] += read.values.astype(np.int64)
-    return _coded(frame, _wrapped(total) if frame.lane == "float32" else total)
+    changed = np.flatnonzero(total % _MODULUS if frame.lane == "float32" else total)
+    return _coded(frame, changed, _wrapped(total[changed]) if frame.lane == "float32" else total[changed])
 
 
-def apply(frame: Frame, published: bytes, patch: bytes) -> bytes:
+def apply(frame: Frame, published: Content, patch: bytes) -> bytes:
     """The parameters that `patch` makes of `published`. Time and memory are bounded by the frame.
 
     Raises:
         CodecError: `patch` is no patch of this frame; `published` does not belong to it; or the result holds what no
             version does: a weight beyond +-127, a bias beyond 32 bits, a float that is not finite.
     """
-    old, grown = _stored(frame, published), dense(_read(frame, patch)).astype(np.int64)
+    new, read = _stored(frame, published).copy(), _read(frame, patch)
+    places, grown = read.indices, read.values.astype(np.int64)
     if frame.lane == "float32":
-        bits = (old + (grown << _LOWER_BITS)) & 0xFFFFFFFF
-        params = bits.astype(np.uint32).view(np.float32)
-        if not bool(np.isfinite(params).all()):
+        new[places] = (new[places] + (grown << _LOWER_BITS)) & 0xFFFFFFFF
+        params = new.view(np.float32)
+        if not all_finite(params):
             raise CodecError("The patch makes a float that is not finite.")
         return dump_params(frame.suffix, params)
-    new = old + grown * frame.unit
-    if bool((np.abs(new) > frame.limit)[grown != 0].any()):
+    moved = new[places] + grown * frame.unit[places]
+    if bool((np.abs(moved) > frame.limit[places]).any()):
         raise CodecError(f"The patch moves a weight beyond {WEIGHT_MAX}, or a bias beyond 32 bits.")
-    return dump_params(frame.suffix, new.astype(np.int32))
+    new[places] = moved
+    return dump_params(frame.suffix, new)
 
 
-def _coded(frame: Frame, differences: Differences) -> bytes:
-    indices = np.flatnonzero(differences)
-    values = differences[indices]
+def _coded(frame: Frame, places: NDArray[np.int64], values: Differences) -> bytes:
+    """The patch in which the parameters at these places grow by these values, none of them zero."""
     if bool((np.abs(values) > UNIT_MAX).any()):
         raise CodecError("A parameter moved by more units than a patch holds.")
-    update = Update("int8", len(differences), indices.astype(np.uint32), values.astype(np.int32))
+    update = Update("int8", frame.suffix.num_params, places.astype(np.uint32), values.astype(np.int32))
     return payload.encode(update, frame.shapes, value_bits=0, coding=CODING).payload
 
 
@@ -102,14 +107,13 @@ def _read(frame: Frame, patch: bytes) -> Update:
     return payload.decode(patch, frame.shapes, lane="int8", k_max=size, coding=CODING, unit_max=largest)
 
 
-def _stored(frame: Frame, published: bytes) -> Differences:
-    """The parameters as integers, int64 [P]: int8 weights and int32 biases, or the bit patterns of floats."""
+def _stored(frame: Frame, published: Content) -> NDArray[np.int32] | NDArray[np.uint32]:
+    """The parameters as integers [P], to be read alone: int8 weights and biases, or the bit patterns of floats."""
     try:
         params = load_params(frame.suffix, published)
     except ModelError as error:
         raise CodecError(f"The parameters do not belong to this patch's model: {error}.") from error
-    stored: Differences = (params.view(np.uint32) if frame.lane == "float32" else params).astype(np.int64)
-    return stored
+    return params.view(np.uint32) if frame.lane == "float32" else params
 
 
 def _wrapped(differences: Differences) -> Differences:

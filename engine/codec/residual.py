@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from engine.codec.payload import Coding
     from engine.codec.update import Lane
     from engine.frame import Frame
+    from engine.models.graph import Content
 
     Floats = NDArray[np.float32]
     Integers = NDArray[np.int32]
@@ -108,7 +109,7 @@ class _Sum(NamedTuple):
 
 def nothing_owed(frame: Frame) -> Owed:
     """What a device owes before its first update."""
-    size = len(frame.unit)
+    size = frame.suffix.num_params
     return Owed(np.zeros(size, np.int32) if frame.lane == "int8" else np.zeros(size, np.float32))
 
 
@@ -158,7 +159,7 @@ def dump_owed(owed: Owed, scale_epoch: int) -> bytes:
     return b"".join([head, _CHECKSUM.pack(checksum), *numbers])
 
 
-def load_owed(kept: bytes, size: int, lane: Lane, scale_epoch: int) -> Owed:
+def load_owed(kept: Content, size: int, lane: Lane, scale_epoch: int) -> Owed:
     """Read what `dump_owed` kept for a model of `size` parameters in this lane and scale epoch.
 
     Raises:
@@ -178,7 +179,7 @@ def load_owed(kept: bytes, size: int, lane: Lane, scale_epoch: int) -> Owed:
         raise CodecError(f"The residual belongs to a model of {count} {named} parameters, this one has {size} {lane}.")
     if epoch != scale_epoch:
         raise CodecError(f"The residual is of scale epoch {epoch}, the model of {scale_epoch}; {_AGAIN}.")
-    numbers = np.frombuffer(kept, dtype=dtype, offset=start).astype(dtype[1:])
+    numbers = np.require(np.frombuffer(kept, dtype=dtype, offset=start), dtype[1:], ("C", "W"))
     if lane == "float32" and not all_finite(numbers):
         raise CodecError("The residual file holds NaN or infinite values; start again from zero.")
     return Owed(numbers[:count], numbers[count:] if moving else None, base_version)
@@ -190,8 +191,7 @@ def _whole_sum(delta: NDArray[Any], owed: Owed, frame: Frame, sending: Sending, 
         raise CodecError(_TOO_FAR)
     joining = np.array(delta, dtype=np.int32, order="C")
     clip_steps(joining, frame.scale, float(sending.clip_norm))
-    residual = np.array(owed.residual, dtype=np.int32, order="C")
-    velocity = _velocity(owed, sending)
+    residual, velocity = _residual(owed, share), _velocity(owed, sending)
     beyond = 0
     for old in (residual, velocity):
         if old is not None and share != 1 << _SHARE_BITS:
@@ -213,18 +213,23 @@ def _real_sum(delta: NDArray[Any], owed: Owed, _frame: Frame, sending: Sending, 
     joining = np.array(delta, dtype=np.float32, order="C")
     if not math.isfinite(clip_to_norm(joining, float(sending.clip_norm))):
         raise CodecError(_NOT_FINITE)
-    residual = np.array(owed.residual, dtype=np.float32, order="C")
-    velocity = _velocity(owed, sending)
+    residual, velocity = _residual(owed, share), _velocity(owed, sending)
     for old in (residual, velocity):
         if old is not None and share != 1 << _SHARE_BITS:
             decay_reals(old, share / (1 << _SHARE_BITS))
     if velocity is not None:
         momentum_step(velocity.reshape(1, -1), joining.reshape(1, -1), np.float32(sending.momentum))
-    total = np.empty_like(residual)
-    fold_in(joining, residual, total)
-    if not all_finite(total):
+    fold_in(joining, residual, joining)
+    if not all_finite(joining):
         raise CodecError(_NOT_FINITE)
-    return _Sum(total, velocity, total)
+    return _Sum(joining, velocity, joining)
+
+
+def _residual(owed: Owed, share: int) -> Any:
+    """What is owed, as kernels take it; a copy where it is to decay."""
+    if share != 1 << _SHARE_BITS:
+        return owed.residual.copy()
+    return np.require(owed.residual, requirements=("C", "W"))
 
 
 def _velocity(owed: Owed, sending: Sending) -> Any:
@@ -249,8 +254,9 @@ def _share(decay: float, missed: int) -> int:
 def _check(delta: NDArray[Any], owed: Owed, frame: Frame, sending: Sending) -> None:
     if delta.shape != owed.residual.shape or delta.ndim != 1:
         raise CodecError(f"A delta of shape {delta.shape} does not fit a residual of {owed.residual.shape}.")
-    if delta.shape != frame.unit.shape:
-        raise CodecError(f"A delta of {len(delta)} parameters is not of this model, which trains {len(frame.unit)}.")
+    if len(delta) != frame.suffix.num_params:
+        trains = frame.suffix.num_params
+        raise CodecError(f"A delta of {len(delta)} parameters is not of this model, which trains {trains}.")
     if owed.residual.dtype != (np.int32 if frame.lane == "int8" else np.float32):
         raise CodecError(f"A residual of {owed.residual.dtype} does not fit a model of lane {frame.lane}.")
     if not 0 <= sending.k <= len(delta):

@@ -28,7 +28,7 @@ _NUMBERS = {letter: struct.Struct("<" + letter) for letter in "bBHiIQf"}
 class File:
     """The bytes, and how many more of them this reading may touch."""
 
-    data: bytes
+    data: memoryview
     budget: int
 
     def unpack(self, letter: str, at: int) -> Any:
@@ -112,7 +112,7 @@ class Table:
         first, count = self.vector_at(field, 1)
         if count > NAME_BYTES_MAX:
             raise ModelError(f"the model file has a name of {count} bytes; export it with shorter names")
-        return self.file.data[first : first + count].decode("utf-8", "replace")
+        return str(self.file.data[first : first + count], "utf-8", "replace")
 
     def table(self, field: int) -> Table | None:
         """Return the table that a field points to."""

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import TypeAlias
 
     import numpy as np
     from numpy.typing import NDArray
+
+    Content: TypeAlias = "bytes | memoryview"  # of a file: read, or mapped from a disk, and then to be read alone
 
 FILE_BYTES_MAX = 64 << 20  # the largest model file that is read
 ABSENT = -1  # an operator's optional input that is not there (a FULLY_CONNECTED without bias)

@@ -34,7 +34,7 @@ from engine.models.graph import ABSENT, ModelError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from engine.models.graph import Graph, Operator
+    from engine.models.graph import Content, Graph, Operator
 
 DEAD_SCALE = 1e-6  # an output channel with a smaller step has no say in the answer, and its gradient explodes
 UNIT_MAX = 1 << 20
@@ -131,17 +131,19 @@ def params_of(graph: Graph, suffix: Suffix) -> NDArray[Any]:
     parts = []
     for layer in suffix.layers:
         if layer.channels is not None:
-            parts.append(_data(graph, layer.weights)[..., list(layer.channels)].ravel())
+            data = _data(graph, layer.weights)
+            parts.append((data if layer.num_weights == data.size else data[..., list(layer.channels)]).ravel())
         if layer.num_bias:
             parts.append(_data(graph, layer.bias).ravel())
-    params: NDArray[Any] = np.concatenate(parts).astype(_dtype(suffix))
+    params: NDArray[Any] = np.concatenate(parts, dtype=_dtype(suffix))
     return params
 
 
 def constants_of(graph: Graph, suffix: Suffix, params: NDArray[Any]) -> dict[int, NDArray[Any]]:
     """Return the tensors that change, by index, in the file's shape and dtype: what to patch into the file.
 
-    `params` is [P] as from `params_of`. Raises ModelError where it has another length, or int8 weights out of range.
+    `params` is [P] as from `params_of`; views of it are among them. ModelError where it has another length, or int8
+    weights out of range.
     """
     _check_length(suffix, len(params))
     changed: dict[int, NDArray[Any]] = {}
@@ -151,12 +153,14 @@ def constants_of(graph: Graph, suffix: Suffix, params: NDArray[Any]) -> dict[int
             given = params[layer.first : behind]
             if suffix.lane == "int8" and bool((np.abs(given) > 128).any() or (given == 128).any()):
                 raise ModelError(f"the params of operator {layer.operator} are no int8 weights; fetch the model again")
-            weights = _data(graph, layer.weights).copy()
-            weights[..., list(layer.channels)] = given.reshape(*weights.shape[:-1], len(layer.channels))
-            changed[layer.weights] = weights
+            old = _data(graph, layer.weights)
+            changed[layer.weights] = given.astype(old.dtype, copy=False).reshape(*old.shape[:-1], len(layer.channels))
+            if given.size < old.size:
+                whole = old.copy()
+                whole[..., list(layer.channels)], changed[layer.weights] = changed[layer.weights], whole
         if layer.num_bias:
-            old = _data(graph, layer.bias)
-            changed[layer.bias] = params[behind : behind + layer.num_bias].astype(old.dtype).reshape(old.shape)
+            old, given = _data(graph, layer.bias), params[behind : behind + layer.num_bias]
+            changed[layer.bias] = given.astype(old.dtype, copy=False).reshape(old.shape)
     return changed
 
 
@@ -216,7 +220,7 @@ def dump_params(suffix: Suffix, params: NDArray[Any]) -> bytes:
     """Write params [P] as bytes: per layer int8 weights, then little-endian int32 biases; all float32 in that lane."""
     _check_length(suffix, len(params))
     if suffix.lane == "float32":
-        return params.astype("<f4").tobytes()
+        return params.astype("<f4", copy=False).tobytes()
     parts = []
     for layer in suffix.layers:
         behind = layer.first + layer.num_weights
@@ -226,8 +230,8 @@ def dump_params(suffix: Suffix, params: NDArray[Any]) -> bytes:
     return b"".join(parts)
 
 
-def load_params(suffix: Suffix, data: bytes) -> NDArray[Any]:
-    """Read what `dump_params` wrote: int32 [P] or float32 [P]. Raises ModelError where the length is another."""
+def load_params(suffix: Suffix, data: Content) -> NDArray[Any]:
+    """Read what `dump_params` wrote: int32 [P], or float32 [P], `data` itself. ModelError for another length."""
     if suffix.lane == "float32":
         expected = 4 * suffix.num_params
     else:
@@ -237,7 +241,7 @@ def load_params(suffix: Suffix, data: bytes) -> NDArray[Any]:
             f"params of {len(data)} bytes do not fit {suffix.train}, which has {expected}; fetch them again"
         )
     if suffix.lane == "float32":
-        return np.frombuffer(data, "<f4").astype(np.float32)
+        return np.frombuffer(data, "<f4").astype(np.float32, copy=False)
     parts, at = [], 0
     for layer in suffix.layers:
         parts.append(np.frombuffer(data, np.int8, layer.num_weights, at).astype(np.int32))

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from engine.models.graph import Content
+
 IDENTIFIER = b"TFL3"
 STRUCTURE_COST_MAX = 8 << 20  # MobileNet's 31 operators cost 0.2 M; all of it is read within two seconds
 
@@ -65,7 +67,7 @@ OPTION_FIELDS: dict[str, tuple[tuple[str, int, str, int | float], ...]] = {
 }  # fmt: skip
 
 
-def read(data: bytes) -> Graph:
+def read(data: Content) -> Graph:
     """Read the first subgraph of a `.tflite` file.
 
     Constants are read-only views into `data`. Weights kept outside the flatbuffer, in a sparse layout or in a type
@@ -74,7 +76,7 @@ def read(data: bytes) -> Graph:
     return _read_graph(_open(data))
 
 
-def cut_prefix(data: bytes, operator_count: int, output_tensor: int) -> bytes:
+def cut_prefix(data: Content, operator_count: int, output_tensor: int) -> bytes:
     """Return the file cut down to its first `operator_count` operators, with `output_tensor` as its only output.
 
     Three numbers are changed in place, and the file keeps its size: the length of the operators' vector, outputs[0],
@@ -108,7 +110,7 @@ def cut_prefix(data: bytes, operator_count: int, output_tensor: int) -> bytes:
     return bytes(patched)
 
 
-def patch(data: bytes, graph: Graph, constants: Mapping[int, NDArray[Any]]) -> bytes:
+def patch(data: Content, graph: Graph, constants: Mapping[int, NDArray[Any]]) -> bytes:
     """Return the file with the constants of some tensors replaced in place; it keeps its size and all other bytes.
 
     `graph` is `read(data)`, folded or not; `constants` maps a tensor's index to an array of its shape and dtype.
@@ -154,7 +156,7 @@ def patch_scales(data: bytes, graph: Graph, scales: Mapping[int, NDArray[np.floa
     return written
 
 
-def _same_file(data: bytes, graph: Graph) -> Graph:
+def _same_file(data: Content, graph: Graph) -> Graph:
     """Read the file; ModelError where `graph` was read from another one."""
     before = read(data)
     if (before.operators, len(before.tensors)) != (graph.operators, len(graph.tensors)):
@@ -171,12 +173,12 @@ def _buffer_users(root: Table) -> dict[int, list[tuple[int, int]]]:
     return users
 
 
-def _open(data: bytes) -> Table:
+def _open(data: Content) -> Table:
     if len(data) > FILE_BYTES_MAX:
         raise ModelError(f"the model file has {len(data)} bytes; at most {FILE_BYTES_MAX} are read")
     if data[4:8] != IDENTIFIER:
         raise ModelError("the model file is no .tflite (bytes 4 to 8 are not 'TFL3'); give a TensorFlow Lite model")
-    file = File(bytes(data), STRUCTURE_COST_MAX)
+    file = File(memoryview(data).toreadonly(), STRUCTURE_COST_MAX)
     root = table_at(file, int(file.unpack("I", 0)))
     version = root.number(0, "I")
     if version != 3:
@@ -220,7 +222,7 @@ def _tensor(index: int, entry: Table, buffers: list[tuple[int, int] | None]) -> 
     return Tensor(index, entry.text(3), shape, dtype, scale, zero_point, axis, data)
 
 
-def _constant(data: bytes, span: tuple[int, int], index: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+def _constant(data: memoryview, span: tuple[int, int], index: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
     kind = np.dtype(dtype).newbyteorder("<")
     if math.prod(shape) * kind.itemsize != span[1]:
         raise ModelError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
 import numpy as np
 import pytest
@@ -116,16 +118,16 @@ def test_worse_is_more_than_chance_makes_it(won, lost, worse):
 def test_what_is_in_use_is_read_from_flash_and_of_a_lost_file_nothing_is(tmp_path):
     from edge_agent import slots
     from edge_agent.disk import Directory
-    from edge_agent.flash import Flash, Model
+    from edge_agent.flash import Flash, Model, map_whole
 
     disk = Directory(tmp_path)
-    store = Flash(disk)
-    assert trainer._in_use(disk) is None
+    store, read = Flash(disk), partial(map_whole, disk)
+    assert trainer._in_use(disk, read) is None
     slots.take(disk, Model(1, "last-2", FILES))
-    assert trainer._in_use(disk) is None
+    assert trainer._in_use(disk, read) is None
     for file, content in zip(FILES, (MODEL, PARAMS), strict=True):
         store.open_file(file)
         for index in range(len(file.chunk_digests)):
             store.write_chunk(file, index, chunks.chunk_at(content, file, index).data)
         store.seal_file(file)
-    assert trainer._in_use(disk) == InUse(1, "last-2", MODEL, PARAMS)
+    assert trainer._in_use(disk, read) == InUse(1, "last-2", MODEL, PARAMS)

@@ -28,7 +28,9 @@ def frame(weights, biases, unit=64, lane="int8", scale=1.0):
     limit = np.repeat(np.array([127, 2**31 - 1], np.int64), [weights, biases])
     scales = np.full(len(units), scale, np.float32)
     shapes = ((1, weights), (1, biases)) if biases else ((1, weights),)
-    return Frame(b"", Graph((), (), (), ()), suffix, units, scales, limit, shapes)
+    made = Frame(b"", Graph((), (), (), ()), suffix, shapes)
+    vars(made).update(unit=units, scale=scales, limit=limit)
+    return made
 
 
 def advanced(one, numbers, step, publish_max=2**31):

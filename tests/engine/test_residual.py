@@ -27,7 +27,8 @@ def frame_of(lane, shapes=((6, 15), (1, 30)), unit=256):
     if lane == "int8":
         units[-shapes[-1][1] :] = unit
         scales[-shapes[-1][1] :] = np.float32(0.01 / unit)
-    return SimpleNamespace(lane=lane, shapes=shapes, unit=units, scale=scales)
+    suffix = SimpleNamespace(num_params=len(units))
+    return SimpleNamespace(lane=lane, shapes=shapes, unit=units, scale=scales, suffix=suffix)
 
 
 def trained(frame, seed, spread=1.0):
