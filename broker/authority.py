@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from wire import certificates
-from wire.certificates import CertificateError
+from broker import certificates
+from broker.certificates import CertificateError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
+from broker import certificates
+from broker.certificates import CertificateError
 from broker.effects import Publish
-from wire import certificates, envelope, keys, topics
-from wire.certificates import CertificateError
+from wire import envelope, keys, topics
 from wire.enrolment import Certificate, Claim, Renew, proof_of
 from wire.log_line import line
 from wire.messages import digest_of, fit_reason

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from broker import authority
+from broker import authority, certificates
+from broker.certificates import CertificateError
 from broker.config import EMBEDDED
 from broker.enrolments import CertificateRow, TokenRow, name_in
-from wire import certificates, keys, token_text, topics
-from wire.certificates import CertificateError
+from wire import keys, token_text, topics
 from wire.server_url import parse_url
 
 if TYPE_CHECKING:

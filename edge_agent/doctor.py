@@ -133,7 +133,7 @@ def _clock(_config: Config) -> str:
 
 
 def _certificate(config: Config) -> str:
-    from wire.certificates import CertificateError, common_name, lifetime, load_chain
+    from edge_agent.certificates import CertificateError, load_chain
 
     file = config.mqtt.cert_file
     if file is None:
@@ -142,10 +142,10 @@ def _certificate(config: Config) -> str:
         own = load_chain(file)[0]
     except CertificateError as error:
         raise Wrong(str(error)) from error
-    starts, ends = lifetime(own)
+    starts, ends = own.starts_unix_s, own.ends_unix_s
     day = time.strftime("%Y-%m-%d", time.gmtime(ends))
-    if common_name(own) != config.device.id:
-        raise Wrong(f"{file} is for {common_name(own)!r}, and this is {config.device.id}: the MQTT server goes by it")
+    if own.name != config.device.id:
+        raise Wrong(f"{file} is for {own.name!r}, and this is {config.device.id}: the MQTT server goes by it")
     if time.time() >= ends:
         raise Wrong(f"{file} ended on {day}: edge-agent enroll with another token brings the next")
     if time.time() >= starts + (ends - starts) * 0.75:

@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from edge_agent import config, flash
-from wire import certificates, envelope, keys, token_text, topics
+from edge_agent import certificates, config, flash
+from wire import envelope, keys, token_text, topics
 from wire.enrolment import Certificate, Claim, Renew, proof_of
 from wire.link import Arrived, Link, LinkDown, LinkUp
 from wire.messages import digest_of
@@ -29,9 +29,7 @@ from wire.messages import digest_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cryptography import x509
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-
+    from edge_agent.certificates import Certificate as Issued
     from wire.link import LinkEvent
 
 ANSWER_S: Final = 60.0  # then the owner is told; what was made stays for the next attempt
@@ -81,22 +79,23 @@ def enroll(text: str, directory: Path, device_id: str = "", within_s: float = AN
     if path.exists():
         device_id = _comes_back(config.load(path), token)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    seed, tls_key = _signing_key(directory / KEY_FILE), _tls_key(directory / TLS_KEY_FILE)
+    key_file = directory / TLS_KEY_FILE
+    seed, tls_key = _signing_key(directory / KEY_FILE), _tls_key(key_file)
     name = topics.check_name("device", device_id or _name_of(seed))
     authority = tuple(map(certificates.parse, token.authority))
     flash.write_file(directory / CA_FILE, certificates.pem(authority))
-    request = certificates.request(tls_key, name)
+    request = certificates.request(key_file, name)
     claim = Claim(name, keys.public_text(seed), keys.signer(seed)(proof_of(request)), request)
     with _opened(token, directory) as door:
         sealed = envelope.seal(claim, door.asks, keys.signer(token_text.signing_seed(token.secret)))
         got = _ask(door, sealed, within_s)
-    certificates.check_issued(got, name, tls_key.public_key(), authority[0])
+    certificates.check_issued(got, name, tls_key, authority[0])
     flash.write_file(directory / CERT_FILE, certificates.pem([got, *authority[:-1]]))
     if not path.exists():
         given = {"id": name, "fleet": token.fleet, "coordinator_key": token.coordinator_key, "url": token.url}
         names = {"key": KEY_FILE, "state": "state", "tls": TLS_LINES}
         flash.write_file(path, config.SAMPLE.format(**given, **names).encode())
-    return Enrolled(name, token.fleet, path, certificates.lifetime(got)[1])
+    return Enrolled(name, token.fleet, path, got.ends_unix_s)
 
 
 def renew(settings: config.Config, within_s: float = ANSWER_S) -> tuple[bool, float]:
@@ -109,17 +108,16 @@ def renew(settings: config.Config, within_s: float = ANSWER_S) -> tuple[bool, fl
     if mqtt.ca_file is None or mqtt.cert_file is None or mqtt.key_file is None:
         raise EnrolError("[mqtt] names no ca_file, cert_file and key_file: there is no certificate to renew")
     current = certificates.load_chain(mqtt.cert_file)[0]
-    starts, ends = certificates.lifetime(current)
-    due = starts + (ends - starts) * 2 / 3
+    due = current.starts_unix_s + (current.ends_unix_s - current.starts_unix_s) * 2 / 3
     if time.time() < due:  # a clock that stands in 1970 says so too; it will be asked again when it is right
         return False, due
-    tls_key, authority = certificates.load_key(mqtt.key_file), certificates.load_chain(mqtt.ca_file)
+    tls_key, authority = certificates.public_key(mqtt.key_file), certificates.load_chain(mqtt.ca_file)
     files = (mqtt.ca_file, mqtt.cert_file, mqtt.key_file)
     asks, answers = (topics.up(device.fleet, device.id, "renew"), topics.dn(device.fleet, device.id, "certificate"))
     door = Door(mqtt.url, f"{device.fleet}-{device.id}-renew", files, asks, answers, device.coordinator_key)
-    renewal = Renew(certificates.request(tls_key, device.id))
+    renewal = Renew(certificates.request(mqtt.key_file, device.id))
     got = _ask(door, envelope.seal(renewal, asks, keys.load_signer(device.key)), within_s)
-    certificates.check_issued(got, device.id, tls_key.public_key(), authority[0])
+    certificates.check_issued(got, device.id, tls_key, authority[0])
     flash.write_file(mqtt.cert_file, certificates.pem([got, *authority[:-1]]))
     return got != current, due  # the same again: by the coordinator's clock it is too early
 
@@ -141,7 +139,7 @@ def _opened(token: token_text.Token, directory: Path) -> Iterator[Door]:
     with tempfile.TemporaryDirectory(prefix=".claim-", dir=directory) as scratch:
         cert, key = Path(scratch, "cert"), Path(scratch, "key")
         flash.write_file(cert, certificates.pem([certificates.parse(token.certificate)]))
-        flash.write_file(key, certificates.key_pem(certificates.key_of(token.secret)))
+        flash.write_file(key, certificates.key_of(token.secret))
         yield Door(
             token.url,
             topics.CLAIM,
@@ -152,7 +150,7 @@ def _opened(token: token_text.Token, directory: Path) -> Iterator[Door]:
         )
 
 
-def _ask(door: Door, sealed: bytes, within_s: float) -> x509.Certificate:
+def _ask(door: Door, sealed: bytes, within_s: float) -> Issued:
     """Say it until it is answered. Raises EnrolError where it is refused, or nobody answers."""
     events: queue.SimpleQueue[LinkEvent] = queue.SimpleQueue()
     ca_file, cert_file, key_file = door.files
@@ -174,9 +172,7 @@ def _ask(door: Door, sealed: bytes, within_s: float) -> x509.Certificate:
         link.stop()
 
 
-def _hear(
-    door: Door, sealed: bytes, link: Link, events: queue.SimpleQueue[LinkEvent], until_s: float
-) -> x509.Certificate:
+def _hear(door: Door, sealed: bytes, link: Link, events: queue.SimpleQueue[LinkEvent], until_s: float) -> Issued:
     why = "the MQTT server does not answer"
     while (left_s := until_s - time.monotonic()) > 0:
         event: LinkEvent | None = None
@@ -202,7 +198,7 @@ def _believed(door: Door, sealed: bytes, payload: bytes) -> Certificate | None:
     return None
 
 
-def _granted(answer: Certificate) -> x509.Certificate:
+def _granted(answer: Certificate) -> Issued:
     if not answer.certificate:
         raise EnrolError(f"refused: {answer.reason}")
     return certificates.parse(answer.certificate)
@@ -214,10 +210,11 @@ def _signing_key(path: Path) -> bytes:
     return keys.load_seed(path)
 
 
-def _tls_key(path: Path) -> EllipticCurvePrivateKey:
+def _tls_key(path: Path) -> bytes:
+    """The public half of the key in this file, made now if it is not there."""
     if not path.exists():
-        flash.write_file(path, certificates.key_pem(certificates.new_key()))
-    return certificates.load_key(path)
+        flash.write_file(path, certificates.new_key())
+    return certificates.public_key(path)
 
 
 def _name_of(seed: bytes) -> str:

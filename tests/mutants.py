@@ -75,10 +75,11 @@ ENROL_TESTS = (
     "tests/broker/test_claims.py",
     "tests/broker/test_enrolling.py",
     "tests/broker/test_service_claims.py",
-    "tests/wire/test_certificates.py",
+    "tests/broker/test_certificates.py",
     "tests/wire/test_token_text.py",
     "tests/wire/test_clock_floor.py",
     "tests/wire/test_topics.py",
+    "tests/edge_agent/test_certificates.py",
     "tests/edge_agent/test_enroll.py",
 )
 CODED_TESTS = ("tests/engine/test_codec.py", "tests/engine/test_robust.py")
@@ -145,10 +146,11 @@ ENROL = (
     "broker/enrolling.py",
     "broker/enrolments.py",
     "broker/log.py",
-    "wire/certificates.py",
+    "broker/certificates.py",
     "wire/clock_floor.py",
     "wire/dial.py",
     "wire/token_text.py",
+    "edge_agent/certificates.py",
     "edge_agent/enroll.py",
 )
 ENROLLED = (
@@ -1297,15 +1299,15 @@ MUTANTS = (
         "            pass\n",
         "a withdrawn token still opens the door",
     ),
-    Mutant("wire/certificates.py", "    if not is_signed:", "    if False:", "a request for another's key"),
+    Mutant("broker/certificates.py", "    if not is_signed:", "    if False:", "a request for another's key"),
     Mutant(
-        "wire/certificates.py",
-        "    if certificate.public_key() != key:",
+        "edge_agent/certificates.py",
+        "    if certificate.public_key != key:",
         "    if False:",
         "another key's certificate is kept",
     ),
     Mutant(
-        "wire/certificates.py",
+        "broker/certificates.py",
         ', x509.InvalidVersion) as error:\n        raise CertificateError("the request is no',
         ') as error:\n        raise CertificateError("the request is no',
         "a request with a strange version raises",
@@ -1342,13 +1344,13 @@ MUTANTS = (
     ),
     Mutant(
         "edge_agent/enroll.py",
-        "    certificates.check_issued(got, name, tls_key.public_key(), authority[0])\n",
+        "    certificates.check_issued(got, name, tls_key, authority[0])\n",
         "",
         "whatever comes is kept",
     ),
     Mutant(
         "edge_agent/enroll.py",
-        "    certificates.check_issued(got, device.id, tls_key.public_key(), authority[0])\n",
+        "    certificates.check_issued(got, device.id, tls_key, authority[0])\n",
         "",
         "whatever comes is kept at renewal",
     ),

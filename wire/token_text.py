@@ -25,6 +25,7 @@ from wire.fields import DeviceId  # noqa: TC001 - msgspec reads the annotations
 PREFIX: Final = "hedgerow-token-"
 TEXT_CHARS_MAX: Final = 8192
 _CHECK_BYTES: Final = 4
+_P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551  # SP 800-186, 3.2.1.3
 _Der: TypeAlias = Annotated[bytes, Meta(min_length=1, max_length=limits.CERTIFICATE_BYTES_MAX)]
 
 
@@ -74,6 +75,12 @@ def decode(text: str) -> Token:
 def signing_seed(secret: bytes) -> bytes:
     """The Ed25519 seed that seals the claim."""
     return hashlib.sha256(b"hedgerow token\x00" + secret).digest()
+
+
+def tls_scalar(secret: bytes) -> int:
+    """The private number of the P-256 key that opens the door (FIPS 186-5, A.2.1: with extra bits)."""
+    wide = int.from_bytes(hashlib.sha512(b"hedgerow tls key\x00" + secret).digest(), "big")
+    return wide % (_P256_ORDER - 1) + 1
 
 
 def token_id(public_key: str) -> str:

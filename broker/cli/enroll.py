@@ -40,7 +40,7 @@ def init(addresses: tuple[str, ...], by_request: bool, config_path: Path | None)
     Exit status: 0 made, 1 refused (no key is ever overwritten), 2 wrong usage.
     """
     from broker import enrolling
-    from wire.certificates import CertificateError
+    from broker.certificates import CertificateError
 
     with spoken(enrolling.EnrolError, CertificateError, OSError):
         config = open_config(config_path)
@@ -62,7 +62,7 @@ def import_(chain: Path, addresses: tuple[str, ...], config_path: Path | None) -
     Exit status: 0 made, 1 refused, 2 wrong usage.
     """
     from broker import enrolling
-    from wire.certificates import CertificateError
+    from broker.certificates import CertificateError
 
     with spoken(enrolling.EnrolError, CertificateError, OSError):
         config = open_config(config_path)
@@ -80,7 +80,7 @@ def server(addresses: tuple[str, ...], config_path: Path | None) -> None:
     Exit status: 0 made, 1 refused, 2 wrong usage.
     """
     from broker import enrolling
-    from wire.certificates import CertificateError
+    from broker.certificates import CertificateError
 
     with spoken(enrolling.EnrolError, CertificateError, OSError):
         config = open_config(config_path)
@@ -115,8 +115,8 @@ def token(count: int, lasts: str, device: str, mqtt: str | None, config_path: Pa
     Exit status: 0 printed, 1 refused, 2 wrong usage.
     """
     from broker import enrolling
+    from broker.certificates import CertificateError
     from broker.config import parse_duration_ms
-    from wire.certificates import CertificateError
     from wire.keys import KeyTextError
     from wire.topics import TopicError
 
@@ -167,7 +167,7 @@ def revoke(name: str, config_path: Path | None) -> None:
     Exit status: 0 revoked, 1 nobody is called so, 2 wrong usage.
     """
     from broker import enrolling
-    from wire.certificates import CertificateError
+    from broker.certificates import CertificateError
 
     with spoken(enrolling.EnrolError, CertificateError, OSError):
         config = open_config(config_path)
@@ -187,7 +187,7 @@ def sign(device_id: str, request: Path, config_path: Path | None, **given: Any) 
     Exit status: 0 made, 1 refused, 2 wrong usage.
     """
     from broker import authority, enrolling
-    from wire.certificates import CertificateError
+    from broker.certificates import CertificateError
     from wire.topics import TopicError
 
     with spoken(enrolling.EnrolError, CertificateError, TopicError, OSError):

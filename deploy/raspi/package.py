@@ -35,7 +35,7 @@ Package: hedgerow-agent
 Version: {version}
 Architecture: arm64
 Maintainer: the hedgerow engineers <hedgerow@localhost>
-Depends: python{python}, libc6 (>= 2.34), libstdc++6, adduser
+Depends: python{python}, libc6 (>= 2.34), libstdc++6, adduser, openssl
 Installed-Size: {kilobytes}
 Section: net
 Priority: optional

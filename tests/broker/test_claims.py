@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from broker import authority, claims, enrolling
+from broker import authority, certificates, claims, enrolling
 from broker.config import parse
 from broker.effects import Publish
 from broker.store import Store
 from tests.broker.fleet import FLEET, KEY, SEEDS, SIGN
-from wire import certificates, envelope, keys, token_text, topics
+from wire import envelope, keys, token_text, topics
 from wire.enrolment import Certificate, Claim, Renew, proof_of
 from wire.messages import digest_of
 

@@ -14,12 +14,12 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from broker import authority
+from broker import authority, certificates
+from broker.certificates import CertificateError
 from broker.cli.main import main
 from broker.store import Store
 from tests.broker.fleet import KEY, SEEDS
-from wire import certificates, keys, token_text
-from wire.certificates import CertificateError
+from wire import keys, token_text
 
 if TYPE_CHECKING:
     from pathlib import Path

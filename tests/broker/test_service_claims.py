@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from broker import enrolling
+from broker import certificates, enrolling
 from broker.database import StoreError
 from tests.broker.fleet import FLEET, KEY, SIGN
 from tests.broker.test_service import Rig, directory, rig
-from wire import certificates, envelope, keys, token_text, topics
+from wire import envelope, keys, token_text, topics
 from wire.enrolment import Certificate, Claim, proof_of
 from wire.link import Arrived, LinkUp
 from wire.messages import Birth

@@ -10,10 +10,10 @@ import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from broker import authority
+from broker import authority, certificates
 from edge_agent import config, doctor, enroll
 from edge_agent.cli import main
-from wire import certificates, envelope, keys, token_text, topics
+from wire import envelope, keys, token_text, topics
 from wire.enrolment import Certificate, Claim, Renew, proof_of
 from wire.link import Arrived, LinkDown, LinkUp
 from wire.messages import digest_of
@@ -174,7 +174,7 @@ def test_a_certificate_that_is_not_ours_is_not_kept(
     coordinator: Coordinator, tmp_path: Path, made: dict[str, object], why: str
 ) -> None:
     coordinator.answer = lambda _asked, sealed: coordinator.give(sealed, **made)
-    with pytest.raises(certificates.CertificateError, match=why):
+    with pytest.raises(enroll.certificates.CertificateError, match=why):
         claim(tmp_path)
     assert not (tmp_path / "device.crt").exists()
     assert not (tmp_path / "agent.toml").exists()

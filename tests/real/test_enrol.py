@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 from cryptography import x509
 
-from broker import mqtt_server
+from broker import certificates, mqtt_server
 from broker.config import load
 from broker.store import Store
 from edge_agent import config as agent_config
@@ -24,7 +24,7 @@ from tests import clock_1970
 from tests.real.test_broker_process import MODEL, ROOT, Serving, broker
 from tests.real.test_link import Peer, seen_within
 from tests.real.test_mosquitto_traps import DEPLOY, free_port, run
-from wire import certificates, keys, token_text, topics
+from wire import keys, token_text, topics
 from wire.link import LinkDown, LinkUp
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from broker import authority
+from broker import authority, certificates
 from tests import clock_1970
-from wire import certificates, clock_floor
+from wire import clock_floor
 from wire.clock_floor import Tls, with_floor
 from wire.dial import Dial
 from wire.server_url import Server, tls_context

@@ -1,12 +1,12 @@
-"""X.509 for TLS with the MQTT server, as both sides need it: keys, requests, and whether a certificate is what it says.
+"""X.509 for TLS with the MQTT server, on the fleet's side: keys, requests, whether a certificate is what it says.
 
 Keys are ECDSA P-256, which every TLS library takes and which costs a small processor a millisecond. Bytes in here come
-from a peer whose signature was checked before; they are still read as if they came from anybody.
+from a peer whose signature was checked before; they are still read as if they came from anybody. A device does the same
+with openssl's command (`edge_agent/certificates.py`).
 """
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
@@ -22,11 +22,12 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
+from wire import token_text
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551  # of P-256 (SP 800-186, 3.2.1.3)
 _FILE_BYTES_MAX: Final = 64 << 10
 
 
@@ -40,9 +41,8 @@ def new_key() -> ec.EllipticCurvePrivateKey:
 
 
 def key_of(secret: bytes) -> ec.EllipticCurvePrivateKey:
-    """The P-256 key that belongs to a secret of 32 bytes, always the same (FIPS 186-5, A.2.1: with extra bits)."""
-    wide = int.from_bytes(hashlib.sha512(b"hedgerow tls key\x00" + secret).digest(), "big")
-    return ec.derive_private_key(wide % (_ORDER - 1) + 1, ec.SECP256R1())
+    """The P-256 key that belongs to a token's secret of 32 bytes, always the same."""
+    return ec.derive_private_key(token_text.tls_scalar(secret), ec.SECP256R1())
 
 
 def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from wire import certificates
-from wire.certificates import CertificateError
+from broker import certificates
+from broker.certificates import CertificateError
 
 if TYPE_CHECKING:
     from pathlib import Path
