@@ -2,10 +2,11 @@
 
 A `Child` is one process: a task goes in through its stdin, one framed answer comes out of its stdout, its stderr is
 the agent's log. A thread of its own moves these bytes, reaps the process and posts one `Ended`; nothing else. In the
-child, `begin` must be the first call and `answer` the last: see `edge_agent.trainer`.
+child, `begin` must be the first call and `answer` the last. One that lingers goes round by round, as long as rounds
+follow each other: `tasks` in place of `begin`, and an `Ended` each time. See `edge_agent.trainer`.
 
-The frame is `HANS`, the length as u32, CRC-32, then CBOR: the child's peak memory in kB, and its answer. A child that
-dies half-way leaves no whole frame.
+A task is its length as u32, then CBOR. An answer is `HANS`, the length as u32, CRC-32, then CBOR: the child's peak
+memory in kB, its seconds of processor, and what it answers. A child that dies half-way leaves no whole frame.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import queue
 import resource
 import signal
 import struct
@@ -22,16 +24,18 @@ import threading
 import time
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 import cbor2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 ANSWER_BYTES_MAX: Final = 4 << 20
 KILL_S: Final = 5.0
+LINGER_S: Final = 5.0  # then a child that waits for another task ends
 _FRAME: Final = struct.Struct("<4sII")
+_LENGTH: Final = struct.Struct("<I")
 _MAGIC: Final = b"HANS"
 _PR_SET_PDEATHSIG: Final = 1
 # One thread each: a device has other work, and every thread reserves a stack and an arena.
@@ -45,7 +49,7 @@ ENVIRONMENT: Final = {
 
 
 class Ended(NamedTuple):
-    """A child is gone. `answer` is None when it gave none."""
+    """A task has ended, and with it the child, unless that waits for another. `answer` is None when it gave none."""
 
     child: Child
     answer: Any
@@ -56,11 +60,18 @@ class Ended(NamedTuple):
 
 
 class Child:
-    """One running child. `post` is called once, from the child's thread, with its end."""
+    """One running child. `post` is called once for each task, from the child's thread, with its end.
 
-    def __init__(self, module: str, task: Any, post: Callable[[Ended], None]) -> None:
+    One that `lingers` waits after an answer for another task, for a moment, with its libraries loaded.
+    """
+
+    def __init__(self, module: str, task: Any, post: Callable[[Ended], None], *, lingers: bool = False) -> None:
         self._post = post
-        self._task = cbor2.dumps(task)
+        self._lingers = lingers
+        self._lock = threading.Lock()
+        self._waits = False  # for another task
+        self._tasks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._tasks.put(cbor2.dumps(task))
         self._began = time.monotonic()
         # From the caller's thread, never from one that ends: the death signal follows the thread that forked.
         self._process = subprocess.Popen(
@@ -77,26 +88,61 @@ class Child:
         """The process id."""
         return self._process.pid
 
+    def give(self, task: Any) -> bool:
+        """Hand over another task, if it waits for one; False where it does not, or is gone."""
+        with self._lock:
+            waits, self._waits = self._waits, False
+            gone = waits and os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+            if waits:
+                self._began = time.monotonic()
+                self._tasks.put(b"" if gone else cbor2.dumps(task))
+        return waits and not gone
+
     def kill(self) -> None:
-        """End it now, and return when it is gone. Its end is posted all the same."""
+        """End it now, and return when it is gone. The end of its task is posted all the same."""
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, signal.SIGKILL)
+        with self._lock:
+            self._lingers = self._waits = False
+        self._tasks.put(b"")
         self._thread.join(KILL_S)
 
     def _attend(self) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
-            stdin.write(self._task)
-        with self._process.stdout as stdout:
-            framed = stdout.read(ANSWER_BYTES_MAX)
+        framed, owes = b"", False
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin, self._process.stdout as stdout:
+            while task := self._next():
+                owes = True
+                stdin.write(_LENGTH.pack(len(task)) + task)
+                stdin.flush()
+                framed = _read_frame(stdout)
+                if not self._lingers or (said := _unframe(framed)) is None:
+                    break
+                owes = False
+                with self._lock:
+                    self._waits = self._lingers
+                self._post(self._ended(*said, ""))
         _, status, usage = os.wait4(self._process.pid, 0)
         code = self._process.returncode = os.waitstatus_to_exitcode(status)
-        peak_rss_kb, answer = _unframe(framed) or (usage.ru_maxrss, None)
-        cpu_s = usage.ru_utime + usage.ru_stime
-        wall_s = time.monotonic() - self._began
-        self._post(Ended(self, answer, "" if answer else why(code), peak_rss_kb, cpu_s, wall_s))
+        if owes:
+            cpu_s = usage.ru_utime + usage.ru_stime
+            peak_rss_kb, _, answer = _unframe(framed) or (usage.ru_maxrss, cpu_s, None)
+            self._post(self._ended(peak_rss_kb, cpu_s, answer, "" if answer else why(code)))
+
+    def _next(self) -> bytes:
+        """The next task; nothing once no more is to come."""
+        with contextlib.suppress(queue.Empty):
+            return self._tasks.get(timeout=LINGER_S)
+        with self._lock:
+            if self._waits:
+                self._waits = False
+                return b""
+        return self._tasks.get()  # it has come just now
+
+    def _ended(self, peak_rss_kb: int, cpu_s: float, answer: Any, reason: str) -> Ended:
+        return Ended(self, answer, reason, peak_rss_kb, cpu_s, time.monotonic() - self._began)
 
 
 def begin() -> tuple[Any, Callable[[Any], None]]:
@@ -104,17 +150,37 @@ def begin() -> tuple[Any, Callable[[Any], None]]:
 
     Everything else that writes to stdout from now on lands in the log. Exits when the parent is gone already.
     """
+    return next(tasks())
+
+
+def tasks() -> Iterator[tuple[Any, Callable[[Any], None]]]:
+    """As `begin`, for a child that lingers: one task after the other, until no more is to come."""
     tie_to_parent()
     os.nice(10)
     out = os.dup(1)
     os.dup2(2, 1)
+    before_s = 0.0
 
     def answer(tree: Any) -> None:
-        content = cbor2.dumps([_peak_rss_kb(), tree])
-        with os.fdopen(out, "wb") as file:
+        content = cbor2.dumps([_peak_rss_kb(), time.process_time() - before_s, tree])
+        with open(out, "wb", closefd=False) as file:
             file.write(_FRAME.pack(_MAGIC, len(content), zlib.crc32(content)) + content)
 
-    return cbor2.loads(sys.stdin.buffer.read()), answer
+    stdin = sys.stdin.buffer
+    while len(head := stdin.read(_LENGTH.size)) == _LENGTH.size:
+        task = cbor2.loads(stdin.read(*_LENGTH.unpack(head)))
+        yield task, answer
+        del task
+        _rest()
+        before_s = time.process_time()
+
+
+def _rest() -> None:
+    """Give back what the last task took, and forget its peak."""
+    with contextlib.suppress(AttributeError):  # a C library without it
+        ctypes.CDLL(None).malloc_trim(0)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", "ascii")
 
 
 def tie_to_parent() -> None:
@@ -140,16 +206,23 @@ def _status_kb(name: str) -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith(name)), 0)
 
 
-def _unframe(framed: bytes) -> tuple[int, Any] | None:
-    """(peak memory in kB, answer), or None when the frame is not whole."""
+def _read_frame(stdout: IO[bytes]) -> bytes:
+    """The bytes of an answer, fewer or other ones where none comes."""
+    head = stdout.read(_FRAME.size)
+    length = _FRAME.unpack(head)[1] if len(head) == _FRAME.size else 0
+    return head + stdout.read(min(length, ANSWER_BYTES_MAX))
+
+
+def _unframe(framed: bytes) -> tuple[int, float, Any] | None:
+    """(peak memory in kB, seconds of processor, answer), or None when the frame is not whole."""
     if len(framed) < _FRAME.size:
         return None
     magic, length, checksum = _FRAME.unpack_from(framed)
     content = framed[_FRAME.size :]
     if magic != _MAGIC or len(content) != length or zlib.crc32(content) != checksum:
         return None
-    peak_rss_kb, answer = cbor2.loads(content)
-    return peak_rss_kb, answer
+    peak_rss_kb, cpu_s, answer = cbor2.loads(content)
+    return peak_rss_kb, cpu_s, answer
 
 
 def why(code: int) -> str:

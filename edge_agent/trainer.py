@@ -1,10 +1,11 @@
-"""The training child: one job in, one update's payload and the next residual out, then it is gone.
+"""The training child: one job in, one update's payload and the next residual out, then it is gone, or waits a moment.
 
     samples ─▶ frozen part ─▶ features ─▶ fine-tune the rest ─▶ delta = local - base ─▶ + residual ─▶ payload
                                                                                           └─▶ what stays owed
 
 It runs under the memory limit that the plan names (RLIMIT_DATA: what a process may allocate, program text aside), at
-low priority, with one thread, and dies with its agent. The libraries are loaded before the limit is set, because
+low priority, with one thread, and dies with its agent. It takes another job within some seconds, so that rounds that
+follow each other do not each start Python and its libraries. The libraries are loaded before the limit is set, because
 OpenBLAS asks for ever when it is refused; their share counts all the same.
 
 What can go wrong with a model, the samples or the disk is one sentence in its answer; the agent decides whether to
@@ -310,11 +311,12 @@ def payload_bytes_max(job: Job) -> int:
 
 def main() -> int:
     """Run as `python -m edge_agent.trainer`: exit status 0 with an update, 1 with a reason, 2 without an answer."""
-    tree, tell = child.begin()
-    task = msgspec.convert(tree, Task, builtin_types=(bytes,))
-    answer = _run(task)
-    tell(msgspec.to_builtins(answer, builtin_types=(bytes,)))
-    return 1 if answer.reason else 0
+    status = 2
+    for tree, tell in child.tasks():
+        answer = _run(msgspec.convert(tree, Task, builtin_types=(bytes,)))
+        tell(msgspec.to_builtins(answer, builtin_types=(bytes,)))
+        status = 1 if answer.reason else 0
+    return status
 
 
 def _run(task: Task) -> Answer:
@@ -340,6 +342,8 @@ def _run(task: Task) -> Answer:
             return Answer(reason=f"a library is missing: {error}")
         except OSError as error:
             return Answer(reason=f"cannot read or write {error.filename or root}: {error.strerror or error}")
+        finally:
+            resource.setrlimit(resource.RLIMIT_DATA, unlimited)  # another task has a limit of its own
 
 
 def _load_libraries() -> int:

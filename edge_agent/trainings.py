@@ -42,6 +42,7 @@ class Trainings:
         self._post = post
         self.note = ""  # what the last one had to tell the owner
         self._trainings: list[_Training] = []  # the running one last
+        self._last: child.Child | None = None  # which may wait for another task
 
     def start(self, job: Job) -> Event | None:
         """Start a child; the failure, if it cannot be."""
@@ -55,18 +56,23 @@ class Trainings:
             self._settings.samples.replay,
             self._settings.samples.unlabelled,
         )
+        tree, running = trainer.tree_of(task), self._last
         try:
-            running = child.Child("edge_agent.trainer", trainer.tree_of(task), self._post)
+            if running is None or not running.give(tree):
+                running = child.Child("edge_agent.trainer", tree, self._post, lingers=True)
         except OSError as error:
             return effects.TrainingFailed(job.round_id, f"the trainer cannot be started: {error.strerror or error}")
         self._trainings.append(_Training(running, job))
+        self._last = running
         return None
 
     def stop(self, reason: str) -> None:
-        """Kill whatever runs. Its end is told to the log alone."""
+        """Kill whatever runs, or waits. Its end is told to the log alone."""
         for training in self._trainings:
             training.stopped = training.stopped or f"stopped: {reason}"
             training.child.kill()
+        if self._last is not None:
+            self._last.kill()
 
     def running_core_s(self) -> float:
         """What the children that run now have taken of a core until now."""

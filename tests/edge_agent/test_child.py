@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from edge_agent.child import Child, Ended
+from edge_agent import child
 from tests.real.scripted_coordinator import is_alive
+
+if TYPE_CHECKING:
+    from edge_agent.child import Child, Ended
 
 BEGIN = "from edge_agent import child\ntask, answer = child.begin()\n"
 
@@ -24,7 +30,7 @@ def start(tmp_path, monkeypatch):
         (tmp_path / "a_child.py").write_text(lines)
         monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path.cwd()}")
         ends: queue.SimpleQueue[Ended] = queue.SimpleQueue()
-        return Child("a_child", task, ends.put), ends
+        return child.Child("a_child", task, ends.put), ends
 
     return starter
 
@@ -60,6 +66,63 @@ def test_a_killed_child_is_gone_when_kill_returns_and_still_posts_its_end(start)
     assert not is_alive(running.pid)
     assert "SIGKILL" in ends.get(timeout=5).reason
     running.kill()  # again is no harm
+
+
+LOOP = """from edge_agent import child
+import os
+for task, answer in child.tasks():
+    if task == "ill":
+        raise SystemExit(3)
+    answer([os.getpid(), task, "x" * 100_000])
+"""
+
+
+@pytest.fixture
+def lingering(start, monkeypatch):
+    monkeypatch.setattr(child, "LINGER_S", 1.0)
+    monkeypatch.setattr(child, "Child", partial(child.Child, lingers=True))
+    return start(LOOP, 1)
+
+
+def test_a_child_that_lingers_answers_one_task_after_the_other_and_ends_when_none_comes(lingering):
+    running, ends = lingering
+    for task in (1, 2, 3):
+        assert task == 1 or running.give(task)
+        assert not running.give("too early")
+        ended = ends.get(timeout=30)
+        assert (ended.child, ended.answer[:2], ended.reason) == (running, [running.pid, task], "")
+        assert 0 < ended.cpu_s <= ended.wall_s + 1
+        assert ended.peak_rss_kb > 1000
+    until = time.monotonic() + 20
+    while is_alive(running.pid) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not is_alive(running.pid)
+    assert not running.give(4)
+    assert ends.empty()
+
+
+def test_a_child_that_lingered_and_fails_at_its_second_task_ends_with_a_reason(lingering):
+    running, ends = lingering
+    ends.get(timeout=30)
+    assert running.give("ill")
+    ended = ends.get(timeout=30)
+    assert (ended.answer, "status 3" in ended.reason) == (None, True)
+    assert not running.give(2)
+
+
+@pytest.mark.parametrize("by", ["us", "the kernel"])
+def test_a_child_that_died_while_it_waited_takes_nothing_and_tells_nobody(lingering, by):
+    running, ends = lingering
+    ends.get(timeout=30)
+    if by == "us":
+        running.kill()
+    else:
+        os.kill(running.pid, 9)
+        os.waitid(os.P_PID, running.pid, os.WEXITED | os.WNOWAIT)
+    assert not running.give(2)
+    running._thread.join(10)
+    assert not running._thread.is_alive()
+    assert ends.empty()
 
 
 def test_a_child_dies_with_its_parent(tmp_path):

@@ -58,7 +58,7 @@ def queued(shell: service.Service) -> list[object]:
 
 
 def refuse(error: OSError):
-    def fail(*_args):
+    def fail(*_args, **_named):
         raise error
 
     return fail
@@ -172,8 +172,11 @@ class FakeChild:
     killed = False
     pid = os.getpid()  # any that runs
 
-    def __init__(self, *_args) -> None:
+    def __init__(self, *_args, **_named) -> None:
         pass
+
+    def give(self, _task: object) -> bool:
+        return False
 
     def kill(self) -> None:
         self.killed = True

@@ -21,8 +21,13 @@ JOB = Job("dev-1", 4, 1, PLAN, manifest().files, 0)
 class Silent:
     """A child that was started."""
 
-    def __init__(self, *_args: object) -> None:
-        pass
+    def __init__(self, *_args: object, **_named: object) -> None:
+        self.given: list[object] = []
+        self.waits = True
+
+    def give(self, task: object) -> bool:
+        self.given += [task] * self.waits
+        return self.waits
 
 
 @pytest.fixture
@@ -68,3 +73,14 @@ def test_what_the_child_found_no_worse_predicts_from_now_on_and_only_a_trial_is_
     assert trainings.on_ended(ended).trial == (said.trial if lane == "trial" else None)
     kept = slots.load(trainings._flash.disk)
     assert (0 if kept is None else kept.now.version) == taken
+
+
+def test_rounds_that_follow_each_other_are_one_childs_as_long_as_it_waits(trainings):
+    trainings.start(JOB)
+    first = trainings._trainings.pop().child
+    trainings.start(JOB)
+    assert trainings._trainings.pop().child is first
+    assert len(first.given) == 1
+    first.waits = False
+    trainings.start(JOB)
+    assert trainings._trainings.pop().child is not first
