@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 NONCE_BYTES: Final = 16
 SPREAD_MS: Final = 20  # a device: fifty of those who are drawn begin in a second
+AT_ONCE: Final = 10  # so few need not be spread
 HASTE_MAX: Final = 2**16  # how many times the share that the round's size alone asks for
 
 
@@ -68,5 +69,5 @@ def draw(row: RoundRow, fleet: str, eligible: Iterable[str], invited: AbstractSe
 def offer(row: RoundRow, plan_digest: bytes, fleet_count: int) -> Offer:
     """The open round, as devices are told of it; of the whole fleet its share may be there, and is spread over time."""
     drawn_count = fleet_count * row.draw // COIN_SIDES
-    jitter_ms = min(row.lasts_ms // 4, drawn_count * SPREAD_MS) if row.nonce else 0
+    jitter_ms = min(row.lasts_ms // 4, drawn_count * SPREAD_MS) if row.nonce and drawn_count > AT_ONCE else 0
     return Offer(row.round_id, plan_digest, row.base_version, row.lasts_ms, row.nonce, row.draw, jitter_ms)

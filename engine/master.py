@@ -87,7 +87,8 @@ def advance(frame: Frame, before: Numbers, step: NDArray[np.float64], *, publish
     change = (owed + unit * _HALF) // (unit << FRACTION_BITS)
     # a whole unit up or down may not fit any more into the 32 bits of a bias
     change = np.clip(change, -((frame.limit + published) // unit), (frame.limit - published) // unit)
-    paid = _largest(np.flatnonzero(change), np.abs(owed) * frame.scale.astype(np.float64), publish_max)
+    moved = np.flatnonzero(change)
+    paid = _largest(moved, np.abs(owed[moved]) * frame.scale[moved].astype(np.float64), publish_max)
     published[paid] += change[paid] * unit[paid]
     held_count = int(np.count_nonzero((held != wanted) & _is_weight(frame)))
     return Advanced(_numbers(frame, published, held), held_count)
@@ -121,19 +122,19 @@ def _advance_floats(frame: Frame, before: Numbers, step: NDArray[np.float64], pu
     published = load_params(frame.suffix, before.published).copy()
     _check_kept(before, 4 * len(published))
     with np.errstate(over="ignore"):  # asked next
-        master: Floats = np.frombuffer(before.remainder, dtype="<f4").astype(np.float32) + step.astype(np.float32)
+        master: Floats = np.frombuffer(before.remainder, "<f4").astype(np.float32, copy=False) + step.astype(np.float32)
     rounded = _upper(master)
-    owed = np.abs(master.astype(np.float64) - published)
-    paid = _largest(np.flatnonzero(rounded != published), owed, publish_max)
+    moved = np.flatnonzero(rounded != published)
+    paid = _largest(moved, np.abs(master[moved].astype(np.float64) - published[moved]), publish_max)
     published[paid] = rounded[paid]
-    return Numbers(dump_params(frame.suffix, published), master.astype("<f4").tobytes())
+    return Numbers(dump_params(frame.suffix, published), master.astype("<f4", copy=False).tobytes())
 
 
 def _largest(candidates: NDArray[np.int64], owed: NDArray[np.float64], most: int) -> NDArray[np.int64]:
-    """Those `most` of the candidate indices whose debts in `owed` [P] are the largest."""
+    """Those `most` of the candidate indices whose debts, `owed`, are the largest."""
     if len(candidates) <= most:
         return candidates
-    order = np.argsort(-owed[candidates], kind="stable")
+    order = np.argsort(-owed, kind="stable")
     return np.take(candidates, order[:most])
 
 

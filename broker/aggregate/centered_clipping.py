@@ -39,9 +39,13 @@ def course(terms: Terms, size: int) -> Vector:
 def step_towards(batch: Batch, counted: robust.Clipped, centre: Vector, terms: Terms) -> Step:
     """The step that these factors make, and the course that it leaves behind."""
     stays = counted.centre * centre
-    moved = stays + batch.combined_reals(counted.factors)
-    step = batch.combined(counted.factors) + in_units(stays, terms)
-    return Step(step * terms.learning_rate, carried.write(_TAG, MEMORY * centre + (1.0 - MEMORY) * moved))
+    step, moved = batch.combined(counted.factors), batch.combined_reals(counted.factors)
+    step += in_units(stays, terms)
+    step *= terms.learning_rate
+    moved += stays
+    moved *= 1.0 - MEMORY
+    moved += MEMORY * centre
+    return Step(step, carried.write(_TAG, moved))
 
 
 def clipping(gram: Matrix, weights: Vector, _keys: Sequence[Key]) -> Vector:

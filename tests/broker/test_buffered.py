@@ -210,6 +210,8 @@ def test_the_jitter_lets_fifty_devices_a_second_begin_and_takes_a_quarter_of_the
     assert cohort.offer(one, bytes(32), 200).jitter_ms == 2_000
     assert cohort.offer(one, bytes(32), 1_000_000).jitter_ms == LASTS_MS // 4
     assert cohort.offer(row(1), bytes(32), 200).jitter_ms == 0  # one by one
+    assert cohort.offer(one, bytes(32), 20).jitter_ms == 0  # ten of them
+    assert cohort.offer(one, bytes(32), 22).jitter_ms == 220
 
 
 def test_a_synchronous_round_that_invited_more_than_it_needs_closes_with_the_first_of_them():
