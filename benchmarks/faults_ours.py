@@ -21,7 +21,7 @@ from broker.store import Store
 from firmware_sim import data, fleet
 from firmware_sim.demo import MODELS_DIR
 from firmware_sim.fleet import Scene
-from firmware_sim.processes import has_children
+from firmware_sim.processes import is_training
 from firmware_sim.screen import Lines
 from firmware_sim.site import Recipe, Wish
 
@@ -82,8 +82,8 @@ class Struck:
         return ""
 
     def training(self) -> AbstractSet[str]:
-        """Devices with a child that is not one of an earlier round still ending."""
-        busy = {name for name, program in self._crew.agents.items() if program.is_running and has_children(program.pid)}
+        """Devices with a child that works, and not on what an earlier round left to do."""
+        busy = {name for name, program in self._crew.agents.items() if program.is_running and is_training(program.pid)}
         return busy - self.finished()
 
     def finished(self) -> AbstractSet[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
-from firmware_sim.processes import has_children
+from firmware_sim.processes import is_training
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,7 +138,7 @@ class Chaos:
         training = [
             device_id
             for device_id, program in self._crew.agents.items()
-            if device_id not in reported and program.is_running and has_children(program.pid)
+            if device_id not in reported and program.is_running and is_training(program.pid)
         ]
         if training:
             blow.victim, blow.doing = self._chance.choice(training), "while it trained"

@@ -274,7 +274,7 @@ class _Run:
         """Memory of each agent once it has nothing to do."""
         until = time.monotonic() + DRAIN_TIMEOUT_S
         pids = [program.pid for program in self._crew.agents.values()]
-        while any(processes.has_children(pid) for pid in pids) and time.monotonic() < until:
+        while any(processes.children_of(pid) for pid in pids) and time.monotonic() < until:
             time.sleep(POLL_S)
         time.sleep(IDLE_S)
         return [processes.rss_bytes(pid) for pid in pids]

@@ -134,13 +134,23 @@ def listener_pid(port: int) -> int:
     return 0
 
 
-def has_children(pid: int) -> bool:
-    """Whether the process has a child now: an agent has one exactly while it trains."""
+def children_of(pid: int) -> set[str]:
+    """The ids of the children that the process has now, as the kernel writes them."""
     try:
         tasks = list(Path(f"/proc/{pid}/task").iterdir())
-        return any((task / "children").read_text("ascii").strip() for task in tasks)
+        return {child for task in tasks for child in (task / "children").read_text("ascii").split()}
+    except OSError:
+        return set()
+
+
+def is_training(pid: int) -> bool:
+    """Whether an agent trains now: a child of it holds a lock, as one does that works and does not wait (proc(5))."""
+    try:
+        locks = [line.split() for line in Path("/proc/locks").read_text("ascii").splitlines()]
     except OSError:
         return False
+    holders = {words[4] for words in locks if words[1] == "FLOCK"}
+    return not holders.isdisjoint(children_of(pid))
 
 
 @contextlib.contextmanager

@@ -58,7 +58,7 @@ def test_the_last_round_is_left_to_heal_in(rounds: int, at: list[int]) -> None:
 
 
 def test_three_blows_one_after_the_other(crew: Crew, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chaos, "has_children", lambda _pid: True)
+    monkeypatch.setattr(chaos, "is_training", lambda _pid: True)
     hear_all(watch)
     plan = Chaos(chaos.plan(4), crew, seed=1)
     assert plan.tick(watch, 0.0) == "", "no round is open"
@@ -99,7 +99,7 @@ def test_three_blows_one_after_the_other(crew: Crew, watch: Watch, monkeypatch: 
 
 
 def test_an_even_seed_strikes_as_an_update_is_sent(crew: Crew, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chaos, "has_children", lambda _pid: True)
+    monkeypatch.setattr(chaos, "is_training", lambda _pid: True)
     plan = Chaos(chaos.plan(4), crew, seed=2)
     watch.open_round = 1
     assert plan.tick(watch, 1.0) == ""

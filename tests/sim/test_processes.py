@@ -80,14 +80,21 @@ def test_children_die_with_a_parent_that_gets_sigkill(tmp_path: Path) -> None:
     assert wait_for(lambda: not is_alive(pid))
 
 
-def test_an_agent_with_a_child_is_seen_to_have_one(tmp_path: Path) -> None:
-    assert not processes.has_children(0)
-    code = "import subprocess, sys, time\nsubprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+def test_an_agent_trains_while_its_child_holds_a_lock_and_not_while_that_waits(tmp_path: Path) -> None:
+    assert not processes.children_of(0)
+    assert not processes.is_training(0)
+    held = "import fcntl, time; file = open('lock', 'w'); fcntl.flock(file, fcntl.LOCK_EX)"
+    held += "; exec(open('wait').read()); fcntl.flock(file, fcntl.LOCK_UN); time.sleep(60)"
+    (tmp_path / "wait").write_text("import pathlib\nwhile not pathlib.Path('free').exists(): time.sleep(0.02)")
+    code = f"import os, subprocess, sys\nos.chdir({str(tmp_path)!r})\nsubprocess.run([sys.executable, '-c', {held!r}])"
     program = Program("parent", [sys.executable, "-c", code], tmp_path / "log")
     program.start()
-    assert wait_for(lambda: processes.has_children(program.pid))
-    children = Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text().split()
+    assert wait_for(lambda: processes.is_training(program.pid))
+    (tmp_path / "free").touch()
+    assert wait_for(lambda: not processes.is_training(program.pid))
+    children = processes.children_of(program.pid)
+    assert len(children) == 1
     program.kill()
-    assert not processes.has_children(program.pid)
+    assert not processes.children_of(program.pid)
     for child in children:
         os.kill(int(child), signal.SIGKILL)
