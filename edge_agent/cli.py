@@ -309,7 +309,7 @@ def model() -> None:
 @_config
 @_json
 def show_model(path: Path, as_json: bool) -> None:
-    """Show the version in use, the one before it, and the one that the owner went back from.
+    """Show the version in use, whether it is on probation, the one before it, and one that is not taken again.
 
     Exit status: 0 shown, 1 none is in use yet.
     """
@@ -319,7 +319,8 @@ def show_model(path: Path, as_json: bool) -> None:
     kept = slots.load(Directory(_load(path).device.state))
     if kept is None:
         raise click.ClickException("no model is in use here yet: it comes with the first round")
-    _tell(slots.as_tree(kept), slots.as_lines(kept), as_json)
+    shown = slots.shown(kept)
+    _tell(shown.as_tree(), slots.as_lines(shown), as_json)
 
 
 @model.command()

@@ -53,6 +53,7 @@ class InUse:
 
     def __init__(self, root: Path, shape: tuple[int, ...]) -> None:
         self.reason = ""  # why nothing, or an older version, predicts
+        self.failures = 0  # how often the version in use could not be loaded
         self._root, self._disk, self._shape = root, Directory(root), shape
         self._loaded: Loaded | None = None
         self._stamps: list[tuple[int, ...]] = []
@@ -76,6 +77,7 @@ class InUse:
             self.reason = ""
         except (PredictionError, OSError, ImportError, MemoryError, ValueError) as error:  # ModelError is a ValueError
             self.reason = str(error) or type(error).__name__
+            self.failures += 1
 
 
 def load(disk: Disk, shape: tuple[int, ...], before: Loaded | None) -> Loaded:

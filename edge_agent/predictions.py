@@ -22,6 +22,7 @@ from msgspec import Meta, Struct
 
 from edge_agent import samples, stream, watching
 from edge_agent.log import log
+from edge_agent.probation import Answered, Failed
 from edge_agent.stream import Gone
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Again(Struct, frozen=True):
     """The pause after a death is over."""
 
 
-Event: TypeAlias = Gone | LabelCame | Again
+Event: TypeAlias = Gone | LabelCame | Again | Answered | Failed
 
 
 class Prediction(Struct, frozen=True):
@@ -92,6 +93,7 @@ class Predictions:
         self._spent = self._stopped = False
         self._reason = ""
         self._windows = self._taken = self._restarts = self._deaths = 0
+        self._answered = 0  # the version that the last answers were of; written by the stream's thread
         self._earlier: dict[str, int] = {}  # what earlier children dropped
         self._unsent: dict[str, int] = {}  # written by the stream's thread alone
         self._unheard: dict[str, int] = {}  # by the link's
@@ -126,7 +128,7 @@ class Predictions:
                 str(self._settings.waiting_path),
                 self._settings.samples.capacity,
             )
-            self._report = watching.Report()
+            self._report, self._answered = watching.Report(), 0
             packet = watching.task_bytes(task)
             try:
                 self._stream = stream.Stream("edge_agent.watching", packet, self._on_report, self._post)
@@ -186,11 +188,18 @@ class Predictions:
     # In the stream's thread
 
     def _on_report(self, packet: bytes) -> None:
+        failures = self._report.failures
         try:
             self._report = report = msgspec.msgpack.decode(packet, type=watching.Report)
         except msgspec.MsgspecError:
             _count(self._unsent, "damaged")  # a child that ran wild; it will not live long
             return
+        if report.failures > failures:
+            self._answered = 0
+            self._post(Failed(report.reason))
+        if report.version not in (0, self._answered):
+            self._answered = report.version
+            self._post(Answered(report.version))
         if not report.unix_ms:
             return
         self._windows += 1
@@ -239,6 +248,8 @@ class Predictions:
         if report.has_ended and not report.reason:
             self._reason = "the source is over"
         elif not self._stopped:
+            if not report.has_ended:
+                self._post(Failed(gone.reason))
             self._come_back(report.reason if report.has_ended else gone.reason, gone.wall_s)
 
     def _come_back(self, reason: str, lived_s: float) -> None:

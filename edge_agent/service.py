@@ -29,6 +29,7 @@ from edge_agent.agent import Agent, Identity
 from edge_agent.disk import FULL, Directory
 from edge_agent.home_assistant import HomeAssistant
 from edge_agent.log import log
+from edge_agent.probation import Answered, Ended, Failed, Looked, Started
 from edge_agent.ranges import Fetcher
 from edge_agent.stream import Gone
 from edge_agent.systemd import Notifier
@@ -110,6 +111,7 @@ class Service:
         self._began = time.monotonic()
         self._systemd = Notifier()
         self._connection = 0  # written by the link's thread alone
+        self._slots = slots.Note(self._flash.disk, self._now_ms, log, must_answer=settings.source is not None)
         self._trainings = Trainings(settings, self._flash, self._inbox.put)
         self._fetcher = Fetcher(self._inbox.put, self._ledger.meter.on_fetched, settings.mqtt.ca_file)
         self._samples: samples.Samples | None = None
@@ -160,6 +162,7 @@ class Service:
             while not isinstance(item := self._next(), Stop):
                 self._on_item(item)
             ending = item.signal_name
+            self._slots.tell(Ended())
             if self._link_reason is None:  # first, so that presence is right although no will is published
                 self._home.goodbye(self._look())
                 self._link.publish(*self._agent.last_will(self._connection))
@@ -185,6 +188,7 @@ class Service:
             log("traffic-lost", reason="the account of bytes was damaged, and begins anew")
         if self._kept.outbox:
             log("outbox-found", round=self._kept.outbox_round_id, digest=_hex_digest(self._kept.outbox))
+        self._slots.tell(Started())
         self._handle(effects.Booted())
         self._handle(self._reading())
         self._link.start()
@@ -246,6 +250,8 @@ class Service:
                 self._next_reading_ms = 0  # what that took of the day's energy is known before anything else starts
                 if (meant := self._trainings.on_ended(item)) is not None:
                     self._handle(meant)
+            case Answered() | Failed():
+                self._slots.tell(item)
             case Gone() | watch.LabelCame() | watch.Again():
                 self._predictions.on_event(item)
             case Tell():
@@ -275,6 +281,7 @@ class Service:
         self._next_reading_ms = self._now_ms() + READING_MS
         self._host = self._sensors.read()
         self._num_examples = self._count_examples()
+        self._slots.tell(Looked(self._link_reason is None))
         account = self._ledger.look()
         reading = effects.Reading(
             **self._host._asdict(),
@@ -393,6 +400,7 @@ class Service:
             note=self._trainings.note,
             account=self._ledger.shown(),
             watching=self._predictions.look(),
+            in_use=self._slots.shown,
         )
 
     def _written_bytes(self) -> int | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from edge_agent import flash, predictions, traffic
+from edge_agent import flash, predictions, slots, traffic
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,6 +53,7 @@ class Status(Struct, frozen=True):
     note: str = ""  # what the last training wanted to say: how its update was made to fit, what was lost
     account: traffic.Shown = traffic.Shown()  # of bytes, since the device was enrolled
     watching: predictions.Shown = predictions.Shown()  # what the source brings
+    in_use: slots.Shown = slots.Shown()  # which version predicts here, and which is not taken again
 
 
 class StatusError(Exception):
@@ -100,6 +101,7 @@ def as_lines(status: Status, *, running: bool) -> list[str]:
         f"outbox: {outbox}" if status.outbox_bytes else "outbox: empty",
         f"{status.num_examples} examples to learn from",
         f"last training: {status.note}" if status.note else "",
+        *slots.as_lines(status.in_use),
         *predictions.as_lines(status.watching),
         f"{status.bytes_up} bytes sent, {status.bytes_down} received, {status.reconnects} reconnections",
         f"not believed: {refused}" if refused else "",

@@ -124,7 +124,9 @@ class Trainings:
     def _take(self, job: Job) -> None:
         """From now on this version predicts here."""
         with _when_full(job):
-            slots.take(self._flash.disk, _model(job))
+            kept = slots.take(self._flash.disk, _model(job))
+            if kept is not None:
+                log("probation", version=job.base_version, tries_left=kept.tries_left, reason="it has come into use")
 
 
 def _model(job: Job) -> flash.Model:

@@ -52,6 +52,7 @@ class Report(msgspec.Struct, frozen=True):
     dropped: dict[str, int] = {}  # since this child began, by reason
     reason: str = ""  # why nothing, or an older version, predicts; at the end, why
     has_ended: bool = False  # the source has; with a reason, because of a fault
+    failures: int = 0  # of the version in use, since this child began: it could not be loaded, or ate the memory
 
 
 def task_bytes(task: Task) -> bytes:
@@ -90,16 +91,18 @@ class Watch:
                     self._on_window(window, store)
         self.end("")
 
-    def end(self, reason: str) -> None:
-        """Say that it is over, and why."""
-        self._report(Report(dropped=self._dropped, reason=reason, has_ended=True))
+    def end(self, reason: str, failures: int = 0) -> None:
+        """Say that it is over, and why; and of how many failures of the version that tells."""
+        failures += self._in_use.failures
+        self._report(Report(dropped=self._dropped, reason=reason, has_ended=True, failures=failures))
 
     def drop(self, reason: str) -> None:
         """Count what was dropped for this reason."""
         self._dropped[reason] = self._dropped.get(reason, 0) + 1
         if time.monotonic() >= self._tell_s:
             self._tell_s = time.monotonic() + TELL_S
-            self._report(Report(dropped=self._dropped, reason=self._in_use.reason))
+            told = Report(dropped=self._dropped, reason=self._in_use.reason, failures=self._in_use.failures)
+            self._report(told)
 
     def _report(self, report: Report) -> None:
         self._tell(msgspec.msgpack.encode(report))
@@ -118,6 +121,7 @@ class Watch:
                 unix_ms=time.time_ns() // 1_000_000,
                 dropped=self._dropped,
                 reason=self._in_use.reason,
+                failures=self._in_use.failures,
             )
         )
 
@@ -138,7 +142,7 @@ def main() -> int:
         _limit_memory()
         watch.run()
     except (SourceError, samples.SamplesError, OSError, ImportError, MemoryError) as error:
-        watch.end(_in_words(error))
+        watch.end(_in_words(error), failures=int(isinstance(error, MemoryError)))
     return 0
 
 

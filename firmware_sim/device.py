@@ -39,6 +39,7 @@ from edge_agent.effects import (
     Tick,
     WritePatch,
 )
+from edge_agent.probation import Ended, Looked, Started
 from firmware_sim import keyring, voices
 from firmware_sim.card import Card
 from firmware_sim.host import RETRY_MS, Host
@@ -71,6 +72,7 @@ class Device:
         self.card = Card(self.ills.begin, self.ills.coin)
         self.host = Host(world, name)
         self.flash: flash.Flash | None = None  # the product's own; None while it is off
+        self.slots: slots.Note | None = None
         self.agent: Agent | None = None
         self.line: Line | None = None
         self.gone = False
@@ -116,7 +118,7 @@ class Device:
         self.skew = skew
         if self.agent is not None:
             self._world.note(self.name, f"becomes version {skew:+}")
-            if self.attempt(lambda: self.host.save(at_end=True)):
+            if self.attempt(self._end_in_order):
                 self._stop(EXIT_MS, silent=False)
 
     def handle(self, event: Event) -> None:
@@ -132,6 +134,11 @@ class Device:
             if not self.attempt(lambda todo=effect: self._perform(todo)):  # type: ignore[misc]
                 return
         self._arm()
+
+    def _end_in_order(self) -> None:
+        assert self.slots is not None, "a device that is off does not end"
+        self.host.save(at_end=True)
+        self.slots.tell(Ended())
 
     def attempt(self, work: Callable[[], None]) -> bool:
         """Do something that needs the card. Whether the process has survived it."""
@@ -197,13 +204,15 @@ class Device:
         identity = voices.Device(keyring.FLEET, self.name, self._key.sign, verify, opened=world.opened, skew=self.skew)
         self.host.start(self.card, self._local_ms)
         jitter = random.Random(f"{world.seed}/{self.name}/{self.life}")
+        self.slots = slots.Note(self.card, self._local_ms, lambda *_, **__: None, must_answer=False)
+        self.slots.tell(Started())
         durable = self.flash.load(first_boot=world.draw(2**32))
         world.auditor.on_start(self.name, durable, self.card.survivor())
         self.agent = Agent(identity, durable, self.host.limits, jitter)
 
     def _stop(self, off_ms: int, *, silent: bool) -> None:
         self._world.auditor.on_flash(self.name, self.card.survivor())
-        self.agent = self.flash = None
+        self.agent = self.flash = self.slots = None
         self.life += 1
         self.host.end()
         self._trainer.kill()
@@ -258,11 +267,16 @@ class Device:
         world.at(world.weather.reading_every_ms, self._read_host, life)
 
     def _tell_reading(self) -> None:
-        if not self.attempt(lambda: self.host.save(at_end=False)):
+        if not self.attempt(self._look):
             return
         reading = self.host.read(self._num_examples, working=self._trainer.is_busy)
         self._world.auditor.on_reading(self.name, self.host.limits, reading)
         self.handle(reading)
+
+    def _look(self) -> None:
+        assert self.slots is not None, "a device that is off does not look"
+        self.host.save(at_end=False)
+        self.slots.tell(Looked(self.line is not None and self.line.connection is not None))
 
     def _read_again_if_moved(self) -> None:
         """Much was carried since the last reading, as the service watches, too."""

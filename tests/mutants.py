@@ -102,6 +102,10 @@ ROLLOUT_TESTS = (
     "tests/edge_agent/test_flash.py",
     f"{STORM}[2]",
 )
+PROBATION_TESTS = (
+    "tests/edge_agent/test_probation.py",
+    "tests/edge_agent/test_slots.py",
+)
 WATCH_TESTS = (
     "tests/broker/test_field.py",
     "tests/broker/test_groups.py",
@@ -176,6 +180,7 @@ ROLLOUT = (
     "edge_agent/trainings.py",
     "edge_agent/trainer.py",
 )
+PROBATION = ("edge_agent/probation.py",)
 WATCH = (
     "broker/field.py",
     "broker/groups.py",
@@ -907,10 +912,88 @@ MUTANTS = (
         "calls bad what it goes back to",
     ),
     Mutant(
-        "edge_agent/slots.py",
+        "edge_agent/probation.py",
         "model.version in (slots.now.version, slots.refused_version)",
         "model.version == slots.now.version",
         "takes again what the owner went back from",
+    ),
+    Mutant(
+        "edge_agent/probation.py",
+        "before = slots.now if slots.tries_left is None else slots.before",
+        "before = slots.now",
+        "probation: keeps what has not stayed, to go back to",
+    ),
+    Mutant(
+        "edge_agent/probation.py",
+        "        if connected and self._up_ms is not None:",
+        "        if self._up_ms is not None:",
+        "probation: counts the time until a lost link is noticed",
+    ),
+    Mutant(
+        "edge_agent/probation.py",
+        "        self._up_ms = now_ms if connected else None",
+        "        self._up_ms = now_ms",
+        "probation: counts time without a link",
+    ),
+    Mutant(
+        "edge_agent/probation.py",
+        "return replace(slots, tries_left=tries_left - 1)",
+        "return slots",
+        "probation: tries for ever",
+    ),
+    Mutant(
+        "edge_agent/probation.py",
+        "tries_left=slots.tries_left + 1, connected_ms",
+        "connected_ms",
+        "probation: an owner who restarts his agent uses up its tries",
+    ),
+    Mutant(
+        "edge_agent/probation.py",
+        "return Slots(before, None, slots.now.version, refused_because=reason)",
+        "return Slots(before, None, slots.refused_version, refused_because=reason)",
+        "probation: takes again what failed here",
+    ),
+    Mutant(
+        "edge_agent/probation.py",
+        "self._answered == self._version or not self._must_answer",
+        "bool(self._answered) or not self._must_answer",
+        "probation: takes the old version's answers for the new one's",
+    ),
+    Mutant(
+        "edge_agent/probation.py",
+        "                self._answered, self._connected_ms, self._up_ms = 0, 0, None",
+        "                self._answered = 0",
+        "probation: what dies again and again stays, if it lives long enough in sum",
+    ),
+    Mutant(
+        "edge_agent/slots.py",
+        "            return before\n        if version",
+        "            return after\n        if version",
+        "probation: shows what a full disk did not take",
+    ),
+    Mutant(
+        "edge_agent/service.py",
+        "        self._slots.tell(Started())\n        self._handle(effects.Booted())",
+        "        self._handle(effects.Booted())",
+        "probation: a version that takes the board down is loaded for ever",
+    ),
+    Mutant(
+        "edge_agent/service.py",
+        "Looked(self._link_reason is None)",
+        "Looked(connected=True)",
+        "probation: the shell takes any time for connected time",
+    ),
+    Mutant(
+        "edge_agent/predictions.py",
+        "            if not report.has_ended:\n                self._post(Failed(gone.reason))\n",
+        "",
+        "probation: a child that dies is no failure of its version",
+    ),
+    Mutant(
+        "edge_agent/predictions.py",
+        "            if not report.has_ended:\n",
+        "            if True:\n",
+        "probation: a cable that is out is a failure of the version",
     ),
     Mutant(
         "edge_agent/trying.py",
@@ -1562,6 +1645,8 @@ def _tests_for(mutant: Mutant) -> tuple[str, ...]:
         return (*DRIFT_TESTS, *NUMBERS_TESTS)
     if mutant.file in ROLLOUT:
         return (*ROLLOUT_TESTS, *DRIFT_TESTS, *NUMBERS_TESTS, *FLEET_TESTS)
+    if mutant.file in PROBATION:
+        return PROBATION_TESTS
     if mutant.file in WATCH:
         return WATCH_TESTS
     if mutant.file.startswith(RULES):

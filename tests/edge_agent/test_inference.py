@@ -110,12 +110,13 @@ def test_a_version_that_cannot_be_loaded_leaves_the_one_before_and_is_tried_agai
     clock(inference.LOOK_S)
     assert in_use.now() is first
     assert "params.bin of version 2 is not whole on flash" in in_use.reason
+    assert in_use.failures == 1
     params.write_bytes(whole)
     clock(inference.LOOK_S)
     assert in_use.now() is first
     clock(inference.AGAIN_S)
     assert in_use.now().number == 2
-    assert in_use.reason == ""
+    assert (in_use.reason, in_use.failures) == ("", 1)
 
 
 @pytest.mark.parametrize("model", [b"rubbish", MODEL[: len(MODEL) // 2], bytes(1000)])

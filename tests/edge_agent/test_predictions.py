@@ -11,6 +11,7 @@ import pytest
 
 from edge_agent import config, predictions, samples, watching
 from edge_agent.predictions import Again, LabelCame, Predictions, Shown, as_lines, teach
+from edge_agent.probation import Answered, Failed
 from edge_agent.samples import SamplesError
 from edge_agent.stream import Gone
 from wire import keys
@@ -179,6 +180,41 @@ def test_why_a_child_ended_is_told_until_the_next_brings_a_window_and_one_that_i
     side.on_event(side._stream.end())
     assert side.look().reason == "the source is over"
     assert len(side.timers) == 1
+
+
+def posted(side: Predictions) -> list:
+    found = []
+    while not side.events.empty():
+        found.append(side.events.get())
+    return found
+
+
+def test_what_speaks_for_and_against_the_version_in_use_is_posted_once(side):
+    child = side._stream
+    child.report(window=1, unix_ms=1, version=4)
+    child.report(dropped={"not finite": 1})
+    child.report(window=2, unix_ms=2, version=4)
+    assert posted(side) == [Answered(4)]
+    for _ in range(2):
+        child.report(window=3, unix_ms=3, version=4, reason="version 5 is too large", failures=1)
+    assert posted(side) == [Failed("version 5 is too large"), Answered(4)]
+    child.report(window=4, unix_ms=4, version=5, failures=1)
+    assert posted(side) == [Answered(5)]
+    side.on_event(child.end("the child was ended by SIGKILL"))
+    assert posted(side) == [Failed("the child was ended by SIGKILL")]
+    side.on_event(Again())
+    side._stream.report(window=5, unix_ms=5, version=5)
+    assert posted(side) == [Answered(5)]
+
+
+def test_a_source_that_fails_says_nothing_about_the_version_and_memory_that_is_out_does(side):
+    side._stream.report(reason="the cable is out", has_ended=True)
+    side.on_event(side._stream.end())
+    assert posted(side) == []
+    side.on_event(Again())
+    side._stream.report(reason="out of memory", has_ended=True, failures=1)
+    side.on_event(side._stream.end())
+    assert posted(side) == [Failed("out of memory")]
 
 
 def test_a_stop_ends_the_child_and_none_comes_after_it(side):

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from edge_agent import child, config, flash, service, status, trainer
+from edge_agent import child, config, flash, service, slots, status, trainer
 from edge_agent.effects import (
     Disconnected,
     Durable,
@@ -28,6 +28,8 @@ from edge_agent.effects import (
     Trained,
     TrainingFailed,
 )
+from edge_agent.flash import Model
+from edge_agent.probation import Failed, Slots
 from edge_agent.samples import create
 from tests.edge_agent.stage import PLAN, manifest
 from wire import envelope, keys
@@ -298,3 +300,41 @@ def test_the_status_is_written_when_it_says_something_new_and_only_then(shell, s
     path.unlink()
     with pytest.raises(status.StatusError, match="edge-agent run"):
         status.read(settings.device.state)
+
+
+def test_a_start_takes_a_try_before_anything_can_load_the_version_and_the_status_tells_of_it(shell, monkeypatch):
+    old, new = (Model(number, "last-2", manifest().files) for number in (1, 2))
+    slots._save(shell._flash.disk, Slots(new, old, tries_left=2))
+    seen = []
+    for starts in (shell._link, shell._predictions):
+        monkeypatch.setattr(starts, "start", lambda *_: seen.append(slots.load(shell._flash.disk).tries_left))
+    shell._boot()
+    assert seen == [1, 1]
+    assert shell._look().in_use == slots.Shown(2, 1, None, 1)
+    for _ in range(2):
+        shell._on_item(Failed("the child died"))
+    assert slots.load(shell._flash.disk).now == old
+    (line,) = [line for line in status.as_lines(shell._look(), running=True) if "version 2" in line]
+    assert line == "version 2 is not taken again: it failed 3 times here, at last: the child died"
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_time_that_the_link_is_up_lets_a_version_stay_and_no_other(shell, connected):
+    slots._save(shell._flash.disk, Slots(Model(2, "last-2", manifest().files), tries_left=2))
+    now = [0]
+    shell._slots._now_ms = lambda: now[0]
+    shell._link_reason = None if connected else "no route to host"
+    for _ in range(20):
+        now[0] += service.READING_MS
+        shell._reading()
+    assert slots.load(shell._flash.disk).tries_left == (None if connected else 2)
+
+
+def test_an_agent_that_is_told_to_end_gives_the_try_back(shell, monkeypatch):
+    slots._save(shell._flash.disk, Slots(Model(2, "last-2", manifest().files), tries_left=2))
+    monkeypatch.setattr(shell, "_listen", lambda: None)
+    monkeypatch.setattr(shell._link, "start", lambda: None)
+    monkeypatch.setattr(shell._link, "stop", lambda: None)
+    shell._inbox.put(service.Stop("SIGTERM"))
+    shell.run()
+    assert slots.load(shell._flash.disk).tries_left == 2

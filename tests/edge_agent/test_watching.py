@@ -37,7 +37,7 @@ def test_every_window_is_kept_answered_and_told_and_then_the_source_is_over(live
     assert [report.window for report in reports] == [1, 2, 3, 4, 5, 6]
     assert all(report.version == 4 and report.label in range(10) and 0 < report.score <= 1 for report in reports)
     assert all(report.unix_ms > 1.7e12 for report in reports)
-    assert (last.has_ended, last.reason, last.unix_ms) == (True, "", 0)
+    assert (last.has_ended, last.reason, last.unix_ms, last.failures) == (True, "", 0, 0)
     arrays = samples.read_arrays(tmp_path / "waiting")
     assert np.array_equal(arrays.windows, WINDOWS)
     assert arrays.labels.tolist() == [-1] * 6
@@ -48,6 +48,7 @@ def test_one_window_in_so_many_is_kept_and_all_are_told_also_without_a_model(liv
     assert [report.window for report in reports] == [1, 0, 0, 2, 0, 0]
     assert {(report.label, report.score, report.version) for report in reports} == {(None, None, 0)}
     assert "comes with the first round" in reports[0].reason
+    assert reports[-1].failures == 1
     assert np.array_equal(samples.read_arrays(tmp_path / "waiting").windows, WINDOWS[::3])
 
 
@@ -83,7 +84,7 @@ def test_another_shape_in_the_store_ends_it_with_a_sentence(live, tmp_path):
 
 @pytest.mark.parametrize(
     ("error", "sentence"),
-    [
+    [  # of these the memory alone speaks against the version in use
         (FileNotFoundError(2, "No such file or directory", "/dev/ttyUSB0"), "cannot use /dev/ttyUSB0: No such file"),
         (ImportError("No module named 'numpy'"), "a library is missing: No module named 'numpy'; install it with"),
         (MemoryError(), "out of memory: 96 MB are allowed"),
@@ -105,3 +106,4 @@ def test_what_it_cannot_go_on_without_is_its_last_report(monkeypatch, tmp_path, 
     assert last.has_ended
     assert sentence in last.reason
     assert "\n" not in last.reason
+    assert last.failures == int(isinstance(error, MemoryError))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -94,23 +95,24 @@ class Farm(NamedTuple):
         aside.rename(self.settings.source.path / name)
 
 
+def farm_of(url: str, root: Path, source: str, examples: int = 120) -> Farm:
+    number = next(_fleets)
+    fleet, seed, device = f"watching-{number}-{time.monotonic_ns()}", keys.generate(), f"pi-{number}"
+    made = config.make(root, device, fleet, url, keys.public_text(seed))
+    made.path.write_text(made.path.read_text() + "\n[source]\n" + source)
+    (root / "in").mkdir()
+    settings = config.load(made.path)
+    digits = write_digits(root / "digits.npz", 120)
+    if examples:
+        files.add_npz(digits, settings.samples_path, 2000)
+    coordinator = Coordinator(url, fleet, seed, device, made.public_key)
+    with np.load(digits) as arrays:
+        return Farm(made.path, settings, coordinator, Owner(url, device), arrays["x"])
+
+
 @pytest.fixture
 def make(mqtt_server, tmp_path):
-    def maker(source: str, examples: int = 120) -> Farm:
-        number = next(_fleets)
-        fleet, seed, device = f"watching-{number}-{time.monotonic_ns()}", keys.generate(), f"pi-{number}"
-        made = config.make(tmp_path, device, fleet, mqtt_server.url, keys.public_text(seed))
-        made.path.write_text(made.path.read_text() + "\n[source]\n" + source)
-        (tmp_path / "in").mkdir()
-        settings = config.load(made.path)
-        digits = write_digits(tmp_path / "digits.npz", 120)
-        if examples:
-            files.add_npz(digits, settings.samples_path, 2000)
-        coordinator = Coordinator(mqtt_server.url, fleet, seed, device, made.public_key)
-        with np.load(digits) as arrays:
-            return Farm(made.path, settings, coordinator, Owner(mqtt_server.url, device), arrays["x"])
-
-    return maker
+    return functools.partial(farm_of, mqtt_server.url, tmp_path)
 
 
 def pss_mb(pid: int) -> float:
