@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from msgspec import Struct
 
 from wire.limits import COIN_SIDES
-from wire.messages import File, Manifest, Plan, Traffic
+from wire.messages import File, Manifest, Operator, Plan, Traffic
 
 Mode: TypeAlias = Literal["buffered", "synchronous"]
 
@@ -186,6 +186,7 @@ class Aggregated(Struct, frozen=True):
     patch: bytes = b""  # what makes them of the version before (engine.codec.patch); empty: nothing does
     rule_state: bytes = b""  # what the aggregation rule remembers of this version: kept with it, and never sent
     golden: bytes = b""  # what a dry run of the version gives (engine.dry_run)
+    operators: tuple[Operator, ...] = ()  # what a runtime must have to run the version
 
 
 class AggregateFailed(Struct, frozen=True):

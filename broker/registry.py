@@ -19,12 +19,14 @@ from engine.models import tflite
 from engine.models.scheme import constants_of, params_of, reset_params
 from engine.rescale import grown
 from wire import chunks
-from wire.messages import MODEL_FILE, PARAMS_FILE, Manifest, encode
+from wire.limits import OPERATORS_MAX
+from wire.messages import MODEL_FILE, PARAMS_FILE, Manifest, Operator, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from engine.frame import Frame
+    from engine.models.graph import Content
 
 
 class First(NamedTuple):
@@ -63,9 +65,16 @@ def first_version(model: bytes, name: str, train: str, reset_seed: int | None) -
         files,
         base_version=0 if holding is None else 1,
         golden=golden(frame, numbers.published),
+        operators=operators_of(base),
     )
     encode(manifest)  # a name or a size that no message may carry is refused here
     return First(manifest, {files[0].digest: base, files[1].digest: numbers.published}, numbers.remainder)
+
+
+def operators_of(base: Content) -> tuple[Operator, ...]:
+    """What a runtime must have to run a base file; nothing, where that is more than a manifest may carry."""
+    found = tuple(Operator(kind, version) for kind, version in tflite.operators(base))
+    return found if len(found) <= OPERATORS_MAX else ()
 
 
 def model_of(manifest: Manifest, blob: Callable[[bytes], bytes]) -> bytes:

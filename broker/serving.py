@@ -35,6 +35,7 @@ def manifest_after(manifest: Manifest, made: Aggregated) -> Manifest:
         scale_epoch=manifest.scale_epoch + bool(made.model),
         base_version=version if made.model else manifest.base_version,
         golden=made.golden,
+        operators=made.operators,
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from broker.aggregate import rules
 from broker.effects import Aggregated, Restored
 from broker.plans import is_dense
-from broker.registry import model_of, params_bytes_of
+from broker.registry import model_of, operators_of, params_bytes_of
 from broker.serving import base_of
 from engine.codec import patch
 from engine.dry_run import golden
@@ -112,7 +112,7 @@ def next_version(
         way = patch.make(frame, before.published, after.published)
     score = held_out.score(frame, after.published) if held_out is not None else None
     accuracy, loss = (score.correct / score.count, score.loss) if score is not None else (None, None)
-    kept = after.remainder, model, way, rule_state, golden(frame, after.published)
+    kept = after.remainder, model, way, rule_state, golden(frame, after.published), operators_of(frame.model)
     return Made(Aggregated(effect.round_id, after.published, accuracy, loss, *kept), held_count)
 
 

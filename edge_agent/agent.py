@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edge_agent import budget
+from edge_agent import budget, runtime
 from edge_agent.checkpoint import Checkpoint
 from edge_agent.download import Arrival, Download
 from edge_agent.effects import (
@@ -292,7 +292,7 @@ class Agent:
         if plan is None or manifest is None or manifest.model_version != self._offer.base_version:
             self.reason = "waiting for the plan and the manifest of the offered round"
             return []
-        reason = budget.refusal(self._limits, plan, self._reading)
+        reason = budget.refusal(self._limits, plan, self._reading) or runtime.refusal(manifest, self._id.runtime)
         if reason is not None:
             self.reason, self._tries.due_ms = reason, now_ms + BUDGET_CHECK_MS
             return []

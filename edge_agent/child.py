@@ -28,6 +28,8 @@ from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 import cbor2
 
+from edge_agent import host
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -70,6 +72,7 @@ class Child:
         self._lingers = lingers
         self._lock = threading.Lock()
         self._waits = False  # for another task
+        self._told_s = 0.0  # seconds of processor of the tasks that have ended
         self._tasks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._tasks.put(cbor2.dumps(task))
         self._began = time.monotonic()
@@ -87,6 +90,10 @@ class Child:
     def pid(self) -> int:
         """The process id."""
         return self._process.pid
+
+    def cpu_s(self) -> float:
+        """The seconds of processor that its task has taken until now; 0 while it waits for one."""
+        return 0.0 if self._waits else max(0.0, host.cpu_s(self._process.pid) - self._told_s)
 
     def give(self, task: Any) -> bool:
         """Hand over another task, if it waits for one; False where it does not, or is gone."""
@@ -122,12 +129,12 @@ class Child:
                     break
                 owes = False
                 with self._lock:
-                    self._waits = self._lingers
+                    self._waits, self._told_s = self._lingers, self._told_s + said[1]
                 self._post(self._ended(*said, ""))
         _, status, usage = os.wait4(self._process.pid, 0)
         code = self._process.returncode = os.waitstatus_to_exitcode(status)
         if owes:
-            cpu_s = usage.ru_utime + usage.ru_stime
+            cpu_s = usage.ru_utime + usage.ru_stime - self._told_s
             peak_rss_kb, _, answer = _unframe(framed) or (usage.ru_maxrss, cpu_s, None)
             self._post(self._ended(peak_rss_kb, cpu_s, answer, "" if answer else why(code)))
 

@@ -31,6 +31,7 @@ from edge_agent.home_assistant import HomeAssistant
 from edge_agent.log import log
 from edge_agent.probation import Answered, Ended, Failed, Looked, Started
 from edge_agent.ranges import Fetcher
+from edge_agent.runtime import installed_runtime
 from edge_agent.stream import Gone
 from edge_agent.systemd import Notifier
 from edge_agent.trainings import Trainings
@@ -134,6 +135,7 @@ class Service:
             sign=self._story.overhear(keys.load_signer(device.key)),
             verify_coordinator=keys.verifier(device.coordinator_key),
             software=_software(),
+            runtime=installed_runtime(),
         )
         every_ms = self._settings.telemetry.every_s * 1000
         agent = Agent(identity, self._kept, self._limits, _jitter(), telemetry_ms=every_ms)
@@ -414,8 +416,8 @@ class Service:
 
 def _life(settings: config.Config) -> storyfile.Life:
     device, every_ms = settings.device, settings.telemetry.every_s * 1000
-    limits = settings.budget.limits()
-    return storyfile.Life(device.fleet, device.id, _software(), device.coordinator_key, limits, every_ms)
+    told = device.coordinator_key, settings.budget.limits(), every_ms, installed_runtime()
+    return storyfile.Life(device.fleet, device.id, _software(), *told)
 
 
 def _jitter() -> random.Random:

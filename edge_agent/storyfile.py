@@ -50,6 +50,7 @@ class Life(Struct, frozen=True, array_like=True):
     coordinator_key: Annotated[str, Meta(max_length=200, pattern=r"^[\x21-\x7e]*\Z")]  # the text of the public key
     limits: Limits
     telemetry_ms: Count
+    runtime: Annotated[str, Meta(max_length=100)] = ""  # the model runtime that was installed
 
 
 class Entry(Struct, frozen=True, array_like=True):

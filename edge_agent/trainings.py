@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edge_agent import child, effects, flash, host, slots, trainer
+from edge_agent import child, effects, flash, slots, trainer
 from edge_agent.disk import FULL
 from edge_agent.log import log
 
@@ -76,7 +76,7 @@ class Trainings:
 
     def running_core_s(self) -> float:
         """What the children that run now have taken of a core until now."""
-        return sum(host.cpu_s(training.child.pid) for training in self._trainings)
+        return sum(training.child.cpu_s() for training in self._trainings)
 
     def on_ended(self, ended: child.Ended) -> Event | None:
         """What the end of a child means to the agent; None for one that was told to stop."""

@@ -34,6 +34,7 @@ class Identity(msgspec.Struct, frozen=True):
     sign: envelope.Sign
     verify_coordinator: envelope.Verify
     software: str = "edge-agent"
+    runtime: str = ""  # the model runtime that is installed (`edge_agent.runtime`); empty: none is known
 
     def say(self, message: Message, kind: str) -> Publish:
         """Sign `message` for our own topic of its kind. Raises MessageError when it breaks a bound of the contract."""

@@ -106,7 +106,7 @@ def _build(record: Record, checkpoint: Checkpoint, echo: _Echo) -> Agent:
         verify = keyring.verifier(life.coordinator_key)
     except ValueError as error:  # KeyTextError among them
         raise StoryError(f"the coordinator's public key in the story is none: {error}") from error
-    identity = Identity(life.fleet, life.device_id, echo.sign, verify, life.software)
+    identity = Identity(life.fleet, life.device_id, echo.sign, verify, life.software, life.runtime)
     jitter = random.Random(0)  # the checkpoint holds the state that it had
     return Agent(identity, checkpoint, life.limits, jitter, telemetry_ms=life.telemetry_ms)
 

@@ -50,6 +50,7 @@ FLEET_TESTS = (
     "tests/broker/test_standing.py",
     "tests/broker/test_rollout.py",
     "tests/edge_agent/test_held_estimate.py",
+    "tests/edge_agent/test_runtime.py",
 )
 PARALLEL = 2
 TIMEOUT_S = 600
@@ -105,6 +106,7 @@ ROLLOUT_TESTS = (
 PROBATION_TESTS = (
     "tests/edge_agent/test_probation.py",
     "tests/edge_agent/test_slots.py",
+    "tests/edge_agent/test_runtime.py",
 )
 WATCH_TESTS = (
     "tests/broker/test_field.py",
@@ -180,7 +182,7 @@ ROLLOUT = (
     "edge_agent/trainings.py",
     "edge_agent/trainer.py",
 )
-PROBATION = ("edge_agent/probation.py",)
+PROBATION = ("edge_agent/probation.py", "edge_agent/runtime.py")
 WATCH = (
     "broker/field.py",
     "broker/groups.py",
@@ -972,6 +974,18 @@ MUTANTS = (
         "probation: shows what a full disk did not take",
     ),
     Mutant(
+        "edge_agent/runtime.py",
+        "needed.version > newest.get",
+        "needed.version >= newest.get",
+        "runtime: refuses the newest operator that it has",
+    ),
+    Mutant(
+        "edge_agent/runtime.py",
+        '"SQUEEZE": 1',
+        '"SQUEEZE": 2',
+        "runtime: claims an operator of the optimised kernels, which are not the ones that run",
+    ),
+    Mutant(
         "edge_agent/service.py",
         "        self._slots.tell(Started())\n        self._handle(effects.Booted())",
         "        self._handle(effects.Booted())",
@@ -994,6 +1008,12 @@ MUTANTS = (
         "            if not report.has_ended:\n",
         "            if True:\n",
         "probation: a cable that is out is a failure of the version",
+    ),
+    Mutant(
+        AGENT,
+        " or runtime.refusal(manifest, self._id.runtime)",
+        "",
+        "runtime: fetches what it cannot run",
     ),
     Mutant(
         "edge_agent/trying.py",

@@ -14,6 +14,7 @@ UPDATE_PAYLOAD_BYTES_MAX: Final = 100_000
 FILE_BYTES_MAX: Final = 64 * 1024 * 1024
 FILE_CHUNKS_MAX: Final = 1024
 FILES_MAX: Final = 4
+OPERATORS_MAX: Final = 64
 WANT_RANGES_MAX: Final = 16
 WANT_CHUNKS_MAX: Final = 8  # how many chunks one want may ask for; a device asks again for the rest
 CBOR_DEPTH_MAX: Final = 6

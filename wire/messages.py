@@ -6,7 +6,7 @@ bytes before any general CBOR code sees them, decodes, checks every bound, encod
 
 How a message may change: a field is never removed, moved or retyped; a new field goes last and has a default;
 unknown trailing fields are ignored by `msgspec` but must still be canonical. The structs inside messages (`File`,
-`Range`, `Traffic`) do not grow. `docs/WIRE.md`, the struct and its golden vector change in one commit.
+`Range`, `Operator`, `Traffic`) do not grow. `docs/WIRE.md`, the struct and its golden vector change in one commit.
 """
 
 import hashlib
@@ -190,6 +190,13 @@ class File(Struct, frozen=True, array_like=True):
             raise ValueError(f"file {self.name} needs {expected} chunk digests, not {len(self.chunk_digests)}")
 
 
+class Operator(Struct, frozen=True, array_like=True):
+    """What a runtime must have to run the version: this kind of operator, in this version of it."""
+
+    kind: Name  # as the file's schema names it: CONV_2D
+    version: Annotated[int, Meta(ge=1, le=10_000)]
+
+
 class Manifest(Struct, frozen=True, array_like=True, tag="manifest"):
     """Coordinator → all, retained: the newest model version and the files that make it."""
 
@@ -202,6 +209,7 @@ class Manifest(Struct, frozen=True, array_like=True, tag="manifest"):
     url: Url = ""  # the files are there too, each as {url}/{digest in hex}, by HTTP range requests
     base_version: Version = 0  # the version whose parameters `model.tflite` itself holds; 0: none known
     golden: Annotated[bytes, Meta(max_length=32)] = b""  # of the dry run (engine/dry_run.py), a SHA-256; empty: none
+    operators: Annotated[tuple[Operator, ...], Meta(max_length=limits.OPERATORS_MAX)] = ()  # empty: not known
 
     def __post_init__(self) -> None:
         """Refuse two files of one name."""

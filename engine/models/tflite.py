@@ -76,6 +76,14 @@ def read(data: Content) -> Graph:
     return _read_graph(_open(data))
 
 
+def operators(data: Content) -> tuple[tuple[str, int], ...]:
+    """The kinds of operators that the file has and their versions, sorted: a runtime that lacks one loads none of it.
+
+    Raises ModelError for what is no sound file.
+    """
+    return tuple(sorted({(_kind(code), max(1, int(code.number(2, "i", 1)))) for code in _open(data).tables(1)}))
+
+
 def cut_prefix(data: Content, operator_count: int, output_tensor: int) -> bytes:
     """Return the file cut down to its first `operator_count` operators, with `output_tensor` as its only output.
 

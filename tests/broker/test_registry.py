@@ -44,6 +44,8 @@ def test_the_first_version_is_the_file_and_its_own_numbers() -> None:
     assert registry.model_of(manifest, blobs.__getitem__) == MODEL
     params = load_params(FRAME.suffix, registry.params_bytes_of(manifest, blobs.__getitem__))
     assert np.array_equal(params, np.clip(params_of(FRAME.graph, FRAME.suffix), -FRAME.limit, FRAME.limit))
+    kinds = {"CONV_2D": 3, "FULLY_CONNECTED": 4, "MAX_POOL_2D": 2, "MEAN": 2, "SOFTMAX": 2}
+    assert {operator.kind: operator.version for operator in manifest.operators} == kinds
     assert not any(remainder)  # nothing is owed to rounding yet
     encode(manifest)
 

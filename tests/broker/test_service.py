@@ -186,6 +186,8 @@ def test_a_round_becomes_a_version_and_its_cost_is_kept(rig: Rig) -> None:
     rig.turn(rig.say("cabin", Update(1, 1, 40, 1, 2, payload(rig))))
     newest = rig.store.versions()[-1]
     assert (newest.model_version, newest.members, newest.accuracy) == (2, 1, None)
+    first, second = (rig.store.manifest(version) for version in (1, 2))
+    assert second.operators == first.operators != ()
     assert newest.bytes_up == 700
     assert newest.bytes_down > 100
     (accepted,) = [said for said in rig.said if said.startswith("event=accepted ")]

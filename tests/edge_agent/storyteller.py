@@ -49,7 +49,8 @@ class Listener:
 
     def patch(self, monkeypatch, **bounds) -> None:
         def make(identity, start, limits, jitter, *, telemetry_ms=300_000):
-            life = Life(identity.fleet, identity.device_id, identity.software, self._key, limits, telemetry_ms)
+            told = identity.software, self._key, limits, telemetry_ms, identity.runtime
+            life = Life(identity.fleet, identity.device_id, *told)
             identity = msgspec.structs.replace(identity, skew=0)
             agent = Agent(identity, start, limits, jitter, telemetry_ms=telemetry_ms)
             if self._deaf:

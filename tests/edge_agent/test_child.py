@@ -101,6 +101,22 @@ def test_a_child_that_lingers_answers_one_task_after_the_other_and_ends_when_non
     assert ends.empty()
 
 
+def test_what_a_second_task_takes_is_told_apart_from_the_first_also_of_one_that_is_killed(start, monkeypatch):
+    burn = "import time\nfor task, answer in child.tasks():\n"
+    burn += "    until = time.process_time() + task\n    while time.process_time() < until: pass\n    answer(task)"
+    monkeypatch.setattr(child, "Child", partial(child.Child, lingers=True))
+    running, ends = start("from edge_agent import child\n" + burn, 0.4)
+    assert 0.4 <= ends.get(timeout=60).cpu_s < 0.8
+    assert running.cpu_s() == 0.0
+    assert running.give(60.0)
+    until = time.monotonic() + 60
+    while running.cpu_s() < 0.1 and time.monotonic() < until:
+        time.sleep(0.02)
+    assert 0.1 <= running.cpu_s() < 0.4
+    running.kill()
+    assert 0.1 <= ends.get(timeout=30).cpu_s < 0.4
+
+
 def test_a_child_that_lingered_and_fails_at_its_second_task_ends_with_a_reason(lingering):
     running, ends = lingering
     ends.get(timeout=30)

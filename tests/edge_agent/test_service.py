@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import queue
 import threading
 from types import SimpleNamespace
@@ -172,13 +171,15 @@ def test_a_label_reaches_the_store_and_none_is_no_harm(shell, settings):
 
 class FakeChild:
     killed = False
-    pid = os.getpid()  # any that runs
 
     def __init__(self, *_args, **_named) -> None:
         pass
 
     def give(self, _task: object) -> bool:
         return False
+
+    def cpu_s(self) -> float:
+        return 0.5
 
     def kill(self) -> None:
         self.killed = True
@@ -232,7 +233,6 @@ def test_what_a_stopped_child_still_says_is_told_to_the_log_alone(shell, monkeyp
 def test_a_days_energy_is_that_of_the_training_that_runs_and_of_those_that_ended_or_were_stopped(settings, monkeypatch):
     limits = msgspec.structs.replace(settings.budget, day_joules_max=5.0, core_w=2.0)
     shell = service.Service(msgspec.structs.replace(settings, budget=limits))
-    monkeypatch.setattr(service.host, "cpu_s", lambda _pid: 0.5)
     monkeypatch.setattr(shell._link, "is_alive", lambda: True)
     assert shell._reading().day_joules_left == 5.0
     fake, _ = training(shell, monkeypatch)

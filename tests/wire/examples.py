@@ -58,6 +58,7 @@ OLDER = frozenset(
         "manifest, scale epoch 2",
         "manifest, also by HTTP",
         "manifest, version 9 in its base",
+        "manifest, a candidate",
         "update",
         "update, nothing held out",
         "want",
@@ -112,6 +113,13 @@ EXAMPLES: dict[str, tuple[str, m.Message]] = {
     "manifest, a candidate": (
         topics.dn(FLEET, DEVICE, "manifest"),
         m.Manifest("digits-cnn", 14, 13, 17_098, (FILE,), 2, "", 9, _digest("answers")),
+    ),
+    "manifest, with operators": (
+        topics.shared(FLEET, "manifest"),
+        m.Manifest(
+            *("digits-cnn", 14, 13, 17_098, (FILE,), 2, "", 9, _digest("answers")),
+            (m.Operator("CONV_2D", 3), m.Operator("FULLY_CONNECTED", 12)),
+        ),
     ),
     "want": (topics.up(FLEET, DEVICE, "want"), m.Want(_digest("file"), (m.Range(0, 1), m.Range(5, 7)))),
     "want, or a patch": (

@@ -65,7 +65,7 @@ def test_the_limits_on_the_page_are_those_of_the_code() -> None:
         f"| a chunk | {limits.CHUNK_BYTES_MAX:,} bytes |",
         f"| the payload of a patch | {limits.CHUNK_BYTES_MAX:,} bytes |",
         f"| the payload of an update | {limits.UPDATE_PAYLOAD_BYTES_MAX:,} bytes |",
-        f"| {limits.FILE_BYTES_MAX >> 20} MiB; {limits.FILE_CHUNKS_MAX}; {limits.FILES_MAX} |",
+        f"| {limits.FILE_BYTES_MAX >> 20} MiB; {limits.FILE_CHUNKS_MAX}; {limits.FILES_MAX}; {limits.OPERATORS_MAX} |",
         f"| {limits.WANT_RANGES_MAX}, {limits.WANT_CHUNKS_MAX} |",
         f"| {limits.CBOR_DEPTH_MAX}, {limits.CBOR_ITEMS_MAX} |",
         f"| a reason | {limits.REASON_CHARS_MAX} characters |",
