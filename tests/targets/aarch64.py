@@ -12,17 +12,18 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.kernels import _native
-from tests.targets import builds
+from tests.targets import builds, debian
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ROOT = builds.ROOT
 HOME = ROOT / ".cache/aarch64"
 DEBIAN = HOME / "root"
 SITE = HOME / "site"
-KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-SUITE = "deb [signed-by={keyring}] http://deb.debian.org/debian bookworm main"
 PACKAGES = [
     "libc6",
     "libgcc-s1",
@@ -85,37 +86,21 @@ def lacking() -> str:
     for program in ("qemu-aarch64-static", "apt-get", "dpkg-deb"):
         if shutil.which(program) is None:
             return f"needs {program}: apt-get install qemu-user-static apt dpkg"
-    if not KEYRING.exists():
-        return f"needs {KEYRING}: apt-get install debian-archive-keyring"
+    if not debian.KEYRING.exists():
+        return f"needs {debian.KEYRING}: apt-get install debian-archive-keyring"
     return builds.missing("aarch64", *_native.targets())
 
 
 def unpack() -> None:
     """Fetch the packages and wheels for arm64, once."""
     done = HOME / "done"
-    wanted = " ".join([SUITE, *PACKAGES, *WHEELS])
+    wanted = " ".join([debian.SUITE, *PACKAGES, *WHEELS])
     if done.exists() and done.read_text() == wanted:
         return
     shutil.rmtree(HOME, ignore_errors=True)
-    for folder in ("apt/state/lists/partial", "apt/cache/archives/partial", "apt/etc", "debs", "root", "site"):
-        (HOME / folder).mkdir(parents=True)
-    (HOME / "apt/etc/sources.list").write_text(SUITE.format(keyring=KEYRING) + "\n")
-    (HOME / "apt/status").touch()
-    options = {
-        "APT::Architecture": "arm64",
-        "APT::Architectures": "arm64",
-        "Dir::State": HOME / "apt/state",
-        "Dir::State::status": HOME / "apt/status",
-        "Dir::Cache": HOME / "apt/cache",
-        "Dir::Etc::sourcelist": HOME / "apt/etc/sources.list",
-        "Dir::Etc::sourceparts": HOME / "apt/etc",
-        "APT::Sandbox::User": "",
-    }
-    apt = ["apt-get", "-qq", *[part for key, value in options.items() for part in ("-o", f"{key}={value}")]]
-    subprocess.run([*apt, "update"], check=True)
-    subprocess.run([*apt, "download", *PACKAGES], cwd=HOME / "debs", check=True)
-    for package in sorted((HOME / "debs").glob("*.deb")):
-        subprocess.run(["dpkg-deb", "-x", package, DEBIAN], check=True)
+    for folder in (DEBIAN, SITE):
+        folder.mkdir(parents=True)
+    debian.Apt(HOME).unpack(PACKAGES, DEBIAN)
     platforms = ["manylinux_2_17_aarch64", "manylinux2014_aarch64", "manylinux_2_28_aarch64", "manylinux_2_34_aarch64"]
     pip = [sys.executable, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--only-binary=:all:"]
     pip += ["--python-version", "3.11", "--implementation", "cp", "--target", SITE]
