@@ -86,7 +86,7 @@ def _interpreter(_config: Config) -> str:
 def _kernels(_config: Config) -> str:
     said = _in_child(_KERNELS + _KERNEL_TIME + _KERNELS_IN_USE, "install it with pip install 'hedgerow[jit]'")
     seconds, in_use = said.split("\n")
-    if float(seconds) > 5.0:
+    if float(seconds) > 5.0 and in_use.startswith("Numba"):  # others are never compiled here
         raise Wrong(f"the first kernel took {seconds} s, so they were not compiled yet: run edge-agent warm")
     return f"{in_use}; loaded in {seconds} s"
 

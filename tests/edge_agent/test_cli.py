@@ -188,6 +188,19 @@ def test_the_doctor_tells_a_clock_of_1970_and_a_limit_that_nothing_measures(path
     assert budget.startswith("wrong budget: this host cannot tell what mains_only limits")
 
 
+@pytest.mark.parametrize(
+    ("in_use", "is_wrong"), [("aarch64, compiled ahead of time", False), ("Numba 0.68.1, compiled here", True)]
+)
+def test_a_slow_first_kernel_is_wrong_only_where_kernels_are_compiled_on_the_device(monkeypatch, in_use, is_wrong):
+    from edge_agent import doctor
+
+    monkeypatch.setattr(doctor, "_in_child", lambda *_: f"10.1\n{in_use}")
+    monkeypatch.setattr(doctor, "CHECKS", [check for check in doctor.CHECKS if check[0] == "kernels"])
+    (found,) = doctor.examine(None)
+    assert found.ok is not is_wrong
+    assert ("edge-agent warm" in found.text) is is_wrong
+
+
 def test_a_check_that_takes_for_ever_is_a_finding(monkeypatch):
     from edge_agent import doctor
 
