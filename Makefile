@@ -10,7 +10,7 @@ SEEDS := 1
 endif
 
 SHELL := /bin/bash
-.PHONY: deb test-arm bench-accuracy bench-asynchrony bench-attacks bench-aggregate bench-codec bench-demo bench-faults bench-finetune bench-footprint bench-qas bench-sim kernels test-aarch64 help demo test check format sim mutants model warm nightly clean
+.PHONY: deb test-arm test-vm bench-accuracy bench-asynchrony bench-attacks bench-aggregate bench-codec bench-demo bench-faults bench-finetune bench-footprint bench-qas bench-sim kernels test-aarch64 help demo test check format sim mutants model warm nightly clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -53,6 +53,9 @@ deb: kernels ## the Debian package of the agent for 64-bit ARM, in dist/; ARGS="
 
 test-arm: .venv/dev ## install that package on an emulated ARM machine, and let it take part in two rounds (root; 5 minutes)
 	@$(BIN)/python -m tests.targets.arm
+
+test-vm: .venv/dev ## a whole emulated ARM machine: the newcomer's road, power cuts, a Raspberry Pi 3 B (root; 40 minutes); ARGS="--cuts 5 --seed 7"
+	@$(BIN)/python -m tests.targets.vm $(ARGS)
 
 warm: .venv/warm ## compile the kernels now rather than at first use
 
@@ -99,6 +102,7 @@ nightly: .venv/dev .venv/warm ## what takes longer than a test may
 	$(BIN)/python -m tests.fuzz_codec 1000000
 	$(BIN)/python -m tests.targets.aarch64
 	$(BIN)/python -m tests.targets.arm
+	$(BIN)/python -m tests.targets.vm
 	$(BIN)/python -m tests.real.gale --seconds 300
 
 clean: ## forget the environment and every cache in this folder
