@@ -12,7 +12,8 @@ try back.
 Healthy is who has answered one window, and was connected to the MQTT server for `CONNECTED_MS` since it last failed: in
 this life of the agent, and in those before it that ended in order. Only connected time counts: a link that is lost says
 nothing about a version, and what is found out about it should be heard by somebody who can mend it. The one before is
-always one that has stayed: a version that comes while another is on probation takes the place of that one alone.
+one that has stayed, if there ever was one: a version that comes while another is on probation takes the place of that
+one alone.
 """
 
 from typing import Final, TypeAlias
@@ -31,7 +32,7 @@ class Slots(Struct, frozen=True):
     """What predicts here, and what did before."""
 
     now: Model
-    before: Model | None = None  # one that has stayed
+    before: Model | None = None  # the last one that has stayed, or else the first of all
     refused_version: int = 0  # that is not taken again
     tries_left: int | None = None  # of the version in use, after the one that it is having; None: it stays
     connected_ms: int = 0  # of the version in use on probation, since it last failed
@@ -73,7 +74,8 @@ def taken(slots: Slots | None, model: Model) -> Slots | None:
         return Slots(model, tries_left=TRIES - 1)
     if model.version in (slots.now.version, slots.refused_version):
         return slots
-    before = slots.now if slots.tries_left is None else slots.before
+    stays = slots.tries_left is None
+    before = slots.now if stays or slots.before is None else slots.before
     return Slots(model, before, slots.refused_version, TRIES - 1, 0, slots.refused_because)
 
 

@@ -177,12 +177,11 @@ ROLLOUT = (
     "broker/rollout.py",
     "broker/stages.py",
     "broker/serving.py",
-    "edge_agent/slots.py",
     "edge_agent/trying.py",
     "edge_agent/trainings.py",
     "edge_agent/trainer.py",
 )
-PROBATION = ("edge_agent/probation.py", "edge_agent/runtime.py")
+PROBATION = ("edge_agent/probation.py", "edge_agent/runtime.py", "edge_agent/slots.py")
 WATCH = (
     "broker/field.py",
     "broker/groups.py",
@@ -921,7 +920,7 @@ MUTANTS = (
     ),
     Mutant(
         "edge_agent/probation.py",
-        "before = slots.now if slots.tries_left is None else slots.before",
+        "before = slots.now if stays or slots.before is None else slots.before",
         "before = slots.now",
         "probation: keeps what has not stayed, to go back to",
     ),
@@ -1013,7 +1012,7 @@ MUTANTS = (
         AGENT,
         " or runtime.refusal(manifest, self._id.runtime)",
         "",
-        "runtime: fetches what it cannot run",
+        "fetches what its runtime cannot run",
     ),
     Mutant(
         "edge_agent/trying.py",
