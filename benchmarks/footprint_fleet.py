@@ -181,10 +181,11 @@ class Farm:
 def memory_of(pid: int) -> tuple[float, float]:
     """Resident and proportional MB of a process and all below it (proc(5), smaps_rollup)."""
     pids = [pid, *descendants(pid)]
-    return sum(rss_bytes(one) for one in pids) / 1e6, sum(_pss_bytes(one) for one in pids) / 1e6
+    return sum(rss_bytes(one) for one in pids) / 1e6, sum(pss_bytes(one) for one in pids) / 1e6
 
 
-def _pss_bytes(pid: int) -> int:
+def pss_bytes(pid: int) -> int:
+    """Proportional memory of one process (Pss of smaps_rollup, proc(5)); 0 when it is gone."""
     with contextlib.suppress(OSError):  # it has ended
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines():
             if line.startswith("Pss:"):

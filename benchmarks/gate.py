@@ -40,6 +40,10 @@ class Gate:
         """Let pass what waits, and all that follows."""
         self._loop.call_soon_threadsafe(self._turn, True)
 
+    def drop(self) -> None:
+        """End every connection through it; whoever wants another may have one at once."""
+        self._loop.call_soon_threadsafe(self._drop)
+
     def close(self) -> None:
         """End it, and every connection through it."""
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -67,6 +71,10 @@ class Gate:
         self.is_open = is_open
         for end in list(self.ends):
             end.move()
+
+    def _drop(self) -> None:
+        for end in list(self.ends):
+            end.leave()
 
     async def _join(self, device: End) -> None:
         try:

@@ -669,7 +669,22 @@ MUTANTS = (
     ),
     # the account of bytes
     Mutant(
-        "edge_agent/traffic.py", "if date > period.date:", "if date != period.date:", "a clock set back frees a day"
+        "edge_agent/traffic.py",
+        "if fresh.date > period.date or (",
+        "if fresh.date != period.date or (",
+        "a clock set back frees a day",
+    ),
+    Mutant(
+        "edge_agent/traffic.py",
+        "return max(kept.written, self._written_earlier + written)",
+        "return max(kept.written, written)",
+        "forgets at each start what was written to the card before",
+    ),
+    Mutant(
+        DOWNLOAD,
+        "if not self._asked and not self._files.keys() <= self._have.keys() | self._ready:",
+        "if False:",
+        "fetches a version of which a part has no room",
     ),
     Mutant("wire/meter.py", "if digest == self.update_digest", "if False", "counts an update sent again as a new one"),
     Mutant(
