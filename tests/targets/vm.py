@@ -220,8 +220,9 @@ class Story:
         return f"{board.strip()}, {found[1]}, ready without a link"
 
     def _freeze_root(self) -> str:
-        """What the agent writes lies in two directories; all else may be read-only."""
+        """What the agent writes lies in two directories, and its unit has a /tmp of its own; all else is read-only."""
         self._machine.type("sudo systemctl stop edge-agent")
+        self._machine.type("sudo mount -t tmpfs tmpfs /tmp && sudo mount -t tmpfs tmpfs /var/tmp")
         for name in ("lib", "cache"):
             kept, place = f"/run/kept/{name}", f"/var/{name}/private"
             self._machine.type(
