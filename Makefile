@@ -64,7 +64,7 @@ deb: kernels ## the Debian package of the agent for 64-bit ARM, in dist/; ARGS="
 test-arm: $(VENV)/dev ## install that package on an emulated ARM machine, and let it take part in two rounds (root; 5 minutes)
 	@$(BIN)/python -m tests.targets.arm
 
-test-vm: $(VENV)/dev ## a whole emulated ARM machine: the newcomer's road, power cuts, a Raspberry Pi 3 B (root; 40 minutes); ARGS="--cuts 5 --seed 7"
+test-vm: $(VENV)/dev ## a whole emulated ARM machine: the newcomer's road, power cuts, a Raspberry Pi 3 B (root; about an hour); ARGS="--cuts 5 --seed 7"
 	@$(BIN)/python -m tests.targets.vm $(ARGS)
 
 warm: $(VENV)/warm ## compile the kernels now rather than at first use

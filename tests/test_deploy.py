@@ -14,6 +14,8 @@ import pytest
 from broker.config import load
 from broker.founding import Wishes, found
 from edge_agent import config, enroll, service, systemd
+from firmware_sim import data
+from tests.targets import road
 from wire import keys
 
 DEPLOY = Path(__file__).parent.parent / "deploy/raspi"
@@ -66,11 +68,16 @@ def shell(command: str, directory: Path) -> None:
     subprocess.run(["bash", "-ec", command.replace("sudo ", "")], cwd=directory, check=True, capture_output=True)
 
 
-def test_the_road_from_a_token_to_the_unit_gives_a_config_of_the_very_files_that_the_unit_hands_over(tmp_path):
+def write_config(directory: Path) -> None:
+    """What edge-agent enroll leaves."""
     key = keys.public_text(keys.generate())
     names = {"key": enroll.KEY_FILE, "state": "state", "tls": enroll.TLS_LINES}
     text = config.SAMPLE.format(id="pi-07", fleet="home", coordinator_key=key, url="mqtts://server:8883", **names)
-    (tmp_path / enroll.CONFIG_FILE).write_text(text)
+    (directory / enroll.CONFIG_FILE).write_text(text)
+
+
+def test_the_road_from_a_token_to_the_unit_gives_a_config_of_the_very_files_that_the_unit_hands_over(tmp_path):
+    write_config(tmp_path)
     changes = re.search(r"(?m)^sudo sed -i '(s\|\^state.*)' /etc/hedgerow/agent.toml$", ROAD)
     assert changes
     shell(f"sed -i '{changes[1]}' agent.toml", tmp_path)
@@ -80,6 +87,25 @@ def test_the_road_from_a_token_to_the_unit_gives_a_config_of_the_very_files_that
     assert all(file is not None and file.parent == tmp_path for file in files)
     handed_over = set(re.findall(r"^LoadCredential=(.*):/etc/hedgerow/\1$", UNIT.read_text(), re.MULTILINE))
     assert {file.name for file in files} | {"agent.toml"} == handed_over
+
+
+def test_the_source_of_the_road_has_windows_that_the_model_of_the_road_takes(tmp_path):
+    write_config(tmp_path)
+    (command,) = [
+        each for each in road.commands("The device") if each.startswith("sudo tee -a /etc/hedgerow/agent.toml")
+    ]
+    shell(command.replace("/etc/hedgerow/", ""), tmp_path)
+    source = config.load(tmp_path / "agent.toml").source
+    assert source is not None
+    assert (source.kind, source.path) == ("directory", Path("/srv/windows"))
+    assert source.window == data.digits().windows.shape[1:]
+
+
+def test_the_road_is_read_line_by_line_with_the_token_in_its_place():
+    commands = road.commands("The device", "hedgerow-token-abc")
+    assert commands[0] == "sudo apt-get install ./hedgerow-agent_*_arm64.deb"
+    assert "sudo edge-agent enroll --dir /etc/hedgerow --token hedgerow-token-abc" in commands
+    assert not [each for each in commands if "```" in each or not each.startswith("sudo ")]
 
 
 MODEL = Path(__file__).parent.parent / "firmware_sim/models/digits.tflite"

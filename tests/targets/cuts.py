@@ -1,5 +1,9 @@
 """Power cuts at random moments, and the books afterwards: what the device said to be finished is counted, once.
 
+A cut hits the machine while it boots, while it works, or when an update is finished and its receipt is not there: for
+that the coordinator is stopped (SIGSTOP) meanwhile. It then hears the update once from the MQTT server, which kept it,
+and once more from the device that has booted.
+
 A device says `event=outbox` once an update is on flash. The log leaves the machine line by line, so whatever was said
 before a cut was heard. The coordinator's store has the other side: which update, by its digest, which version counts.
 """
@@ -7,6 +11,7 @@ before a cut was heard. The coordinator's store has the other side: which update
 from __future__ import annotations
 
 import random
+import signal
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -19,7 +24,8 @@ if TYPE_CHECKING:
     from tests.targets.machine import Machine
 
 ROUND_S: Final = 900.0  # with patience; under emulation a round takes a minute
-MOMENTS: Final = ("booting", "working", "working", "finished")  # the last: within a second of a finished update
+MOMENTS: Final = ("booting", "working", "working", "finished")
+UNHEARD_S: Final = 10.0  # so long at most a finished update is sent to a coordinator that does not answer
 BOOTING_S: Final = 60.0
 WRONG: Final = {"traffic-lost", "note-lost", "status-lost", "story-lost"}  # what no power cut may lead to
 
@@ -37,9 +43,12 @@ def cut(machine: Machine, farm: Farm, cuts: int, seed: int, round_s: float) -> N
             machine.wait_for("ready")
             came_back = f"ready after {time.monotonic() - began_s:3.0f} s"
             if moment == "finished":
+                machine.wait_for("handled", ROUND_S, effect="StartTraining")
+                farm.serve().process.send_signal(signal.SIGSTOP)
                 machine.wait_for("outbox", ROUND_S)
-            time.sleep(chance.uniform(0.0, 1.0 if moment == "finished" else 1.5 * round_s))
+            time.sleep(chance.uniform(0.0, UNHEARD_S if moment == "finished" else 1.5 * round_s))
         machine.cut()
+        farm.serve().process.send_signal(signal.SIGCONT)
         after_s = time.monotonic() - began_s
         print(
             f"cut {number:3} {after_s:5.1f} s after power on: {came_back}, {_doing(machine)}; "

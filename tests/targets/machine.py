@@ -113,12 +113,12 @@ class Machine:
         """The same since the first time."""
         return [line for boot in range(1, self._boots + 1) for line in _read(self._log_of(boot))]
 
-    def wait_for(self, event: str, within_s: float = BOOT_S, count: int = 1) -> Line:
-        """The `count`th line of this event; raises MachineError when it does not come."""
+    def wait_for(self, event: str, within_s: float = BOOT_S, count: int = 1, effect: str = "") -> Line:
+        """The `count`th line of this event, of those that had this effect; raises MachineError if it does not come."""
         assert self._emulator is not None, "it was never on"
         until = time.monotonic() + within_s
         while time.monotonic() < until:
-            found = [line for line in self.lines() if line.event == event]
+            found = [line for line in self.lines() if line.event == event and effect in line.fields.get("effects", "")]
             if len(found) >= count:
                 return found[count - 1]
             if not self._emulator.is_running:

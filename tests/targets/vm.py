@@ -7,8 +7,8 @@
    the home of `pi` when the machine is switched on, and the package's dependencies are installed already.
 2. The unit: few rights, and a hanging agent is started anew.
 3. Power cuts, at moments drawn from a seed that is printed: a quarter while it boots, a half within one and a half
-   rounds after the agent is ready, a quarter within a second after an update was finished. What it said to be finished
-   must be counted, once.
+   rounds after the agent is ready, a quarter when an update is finished and nobody has taken it yet. What it said to be
+   finished must be counted, once.
 4. The same card in an emulated Raspberry Pi 3 B: no link, a thermometer; then with a read-only root file system.
 
 Its clock stands in 1970 when it is switched on, as a Pi's does, and nobody sets it but systemd, to the day that systemd
