@@ -70,17 +70,20 @@ class PostgresServer:
             return cursor.fetchall() if cursor.description else []
 
     def _start(self) -> None:
+        """Start it, again and again while children of the one that crashed still hold its memory."""
         settings = ["-c", f"unix_socket_directories={self._home}", "-c", "listen_addresses=", "-c", "fsync=on"]
-        self._process = subprocess.Popen(
-            [self._bin / "postgres", "-D", self._data, *settings],
-            user=self._user,
-            cwd=self._home,
-            stdout=subprocess.DEVNULL,
-            stderr=(self._home / "log").open("ab"),
-        )
-        until = time.monotonic() + PATIENCE_S
+        log, until = self._home / "log", time.monotonic() + PATIENCE_S
+        self._process: subprocess.Popen[bytes] | None = None
         while not self._answers():
-            assert self._process.poll() is None, (self._home / "log").read_text()
+            if self._process is None or self._process.poll() is not None:
+                assert self._process is None or "is still in use" in log.read_text().rpartition("FATAL:")[2], (
+                    log.read_text()
+                )
+                with log.open("ab") as stderr:
+                    command = [self._bin / "postgres", "-D", self._data, *settings]
+                    self._process = subprocess.Popen(
+                        command, user=self._user, cwd=self._home, stdout=subprocess.DEVNULL, stderr=stderr
+                    )
             assert time.monotonic() < until, "PostgreSQL does not come up"
             time.sleep(0.05)
 

@@ -39,14 +39,14 @@ def test_a_folder_has_a_class_for_each_sub_folder(tmp_path):
     for name, count in (("on", 20), ("off", 30), ("empty", 0)):
         (tmp_path / name).mkdir()
         for at in range(count):
-            np.save(tmp_path / name / f"{at:03}.npy", np.full((2, 3), {"on": 1, "off": 2}[name] * 100 + at, np.int8))
+            np.save(tmp_path / name / f"{at:03}.npy", np.full((2, 3), {"on": 1, "off": 2}[name] * 40 + at, np.int8))
     found = datafile.read(tmp_path)
     assert found.classes == ("empty", "off", "on")
     every = np.concatenate([found.mine.windows, found.test.windows])
     labels = np.concatenate([found.mine.labels, found.test.labels])
     assert every.dtype == np.int8
     assert (np.bincount(labels).tolist(), len(every)) == ([0, 30, 20], 50)
-    assert (labels[every[:, 0, 0] == np.int8(100 + 3)] == 2).all()
+    assert (labels[every[:, 0, 0] == np.int8(40 + 3)] == 2).all()
 
 
 def test_sub_folders_named_by_numbers_are_those_classes(tmp_path):

@@ -79,17 +79,29 @@ def dequantised(graph):
     return Graph(tuple(tensors), graph.operators, graph.inputs, graph.outputs)
 
 
+DRIFT = 8  # after ten dense layers, in each of which one step in some hundreds is rounded the other way
+
+
+def dense_before(graph):
+    """How many dense layers led to each tensor: LiteRT rounds each once where tflite-runtime, as we, rounds twice."""
+    found = {}
+    for op in graph.operators:
+        count = max((found.get(tensor, 0) for tensor in op.inputs), default=0) + (op.kind == "FULLY_CONNECTED")
+        found |= dict.fromkeys(op.outputs, count)
+    return found
+
+
 @needs_models
 @pytest.mark.parametrize("name", INT8_MODELS)
 def test_every_tensor_of_a_real_model_is_that_of_the_reference_kernels(name):
     data = (ELSEWHERE / f"{name}.tflite").read_bytes()
     graph = fold(tflite.read(data))
     windows = windows_for(graph, 6 if "large" in name else 20)
-    single = interpreter.runtime_name() == "ai_edge_litert"  # rounds a dense layer once, tflite-runtime twice
+    dense = dense_before(graph) if interpreter.runtime_name() == "ai_edge_litert" else {}
     differing = {}
     for tensor, wanted in reference(data, graph, windows).items():
         got = Runner(graph, tensor, batch=8)(windows)
-        slack = 1 if single and graph.tensors[tensor].shape[1:] != got.shape[1:] else 0
+        slack = (0, 1, DRIFT)[min(2, dense.get(tensor, 0))]
         differing[tensor] = int((np.abs(got.astype(int) - wanted.reshape(got.shape)) > slack).sum())
     assert set(differing.values()) == {0}
 
