@@ -183,6 +183,21 @@ def test_what_a_device_sent_behind_a_shut_gate_is_lost_with_its_power() -> None:
             gate.close()
 
 
+def test_a_gate_that_drops_a_connection_lets_the_next_one_through(echo: int) -> None:
+    gate = Gate(echo)
+    try:
+        with join(gate) as before:
+            before.sendall(b"one")
+            assert says(before, 5) == b"one"
+            gate.drop()
+            assert says(before, 5) == b""
+        with join(gate) as after:
+            after.sendall(b"two")
+            assert says(after, 5) == b"two"
+    finally:
+        gate.close()
+
+
 def shut(gate: Gate) -> None:
     gate.shut()
     while gate.is_open:
