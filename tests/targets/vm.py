@@ -128,6 +128,7 @@ class Story:
         package = arm.make_package()
         print(f"package: {package.name}, {package.stat().st_size / 1e6:.1f} MB", flush=True)
         windows, labels = data.share(data.digits(), 1, 1).devices["device-01"]
+        windows = windows[:, ::-1, ::-1]  # its sensor is mounted upside down: there is something to learn
         labelled, watched = self._directory / "labelled.npz", self._directory / "windows.npy"
         np.savez(labelled, x=windows[:300], y=labels[:300])
         np.save(watched, windows[300 : 300 + WATCHED])
@@ -164,8 +165,9 @@ class Story:
             assert time.monotonic() < until, said
             time.sleep(10)
             said = self._machine.type(status)
-        (*_, learned) = (line.fields for line in self._machine.lines() if line.event == "learned")
-        return f"it stands in broker fleet list; versions 2 to 6, the last {learned}; last window: {found[1]}"
+        learned = [line.fields["held_out"] for line in self._machine.lines() if line.event == "learned"]
+        assert int(learned[-1].split("/")[0]) > int(learned[0].split("/")[0]), learned
+        return f"it stands in broker fleet list; held-out windows right: {', '.join(learned)}; last window: {found[1]}"
 
     # The unit
 
