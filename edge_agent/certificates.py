@@ -96,7 +96,10 @@ def parse(der: bytes) -> Certificate:
     if len(dates) != 2 or key is None:
         raise CertificateError(why)
     body = "".join(key[0].splitlines()[1:-1])
-    starts, ends = map(ssl.cert_time_to_seconds, dates)
+    try:
+        starts, ends = map(ssl.cert_time_to_seconds, dates)
+    except ValueError as error:  # openssl shows what is no time, too
+        raise CertificateError(why) from error
     return Certificate(der, names[0] if len(names) == 1 else "", starts, ends, base64.b64decode(body))
 
 

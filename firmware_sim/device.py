@@ -342,9 +342,9 @@ class Device:
                 self._rot(file)
             case WritePatch(file=file, patch=patch):
                 effect = WritePatch(file, self._worn(patch))
-            case DropPatch(file=file):
-                self._world.auditor.on_patch_dropped(self.name, file.digest)
         answer = store.perform(effect)
+        if isinstance(effect, DropPatch) and answer is None:
+            self._world.auditor.on_patch_dropped(self.name, effect.file.digest)
         if isinstance(answer, FileState):
             self._world.auditor.on_file_state(self.name, answer)
         if answer is not None:

@@ -196,6 +196,7 @@ def test_a_slow_first_kernel_is_wrong_only_where_kernels_are_compiled_on_the_dev
 
     monkeypatch.setattr(doctor, "_in_child", lambda *_: f"10.1\n{in_use}")
     monkeypatch.setattr(doctor, "CHECKS", [check for check in doctor.CHECKS if check[0] == "kernels"])
+    monkeypatch.setattr(doctor, "_on_the_link", lambda _config: iter(()))
     (found,) = doctor.examine(None)
     assert found.ok is not is_wrong
     assert ("edge-agent warm" in found.text) is is_wrong
