@@ -253,6 +253,13 @@ class SetLabel(Struct, frozen=True):
     label: int
 
 
+class TakeModel(Struct, frozen=True):
+    """Let this version predict from now on, whose numbers are in its base file. Of `first_model` alone."""
+
+    version: int
+    file: File
+
+
 class Forget(Struct, frozen=True):
     """Delete model files and residuals that no longer matter. Not urgent, safe to repeat."""
 

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from edge_agent import flash, slots
 from edge_agent.disk import Directory
-from edge_agent.predictor import PredictionError, content_of, own_params
-from wire.messages import MODEL_FILE, PARAMS_FILE
+from edge_agent.predictor import PredictionError, whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,33 +84,29 @@ def load(disk: Disk, shape: tuple[int, ...], before: Loaded | None) -> Loaded:
     kept = slots.load(disk)
     model = flash.load_model(disk) if kept is None else kept.now
     if model is None:
-        raise PredictionError("no model is on flash yet: it comes with the first round that trains here")
+        raise PredictionError("no model is on flash yet: it is fetched once the link is up")
     _, durable = flash.load_durable(disk)
     origin = (model.version, model.train, model.files, durable.residual_round_id)
     if before is not None and before.origin == origin:
         return before
-    data, raw = (content_of(disk, model, name) for name in (MODEL_FILE, PARAMS_FILE))
-    return Loaded(model.version, origin, _answering(disk, data, raw, model.train, shape))
+    return Loaded(model.version, origin, _answering(whole_file(disk, model), shape))
 
 
-def _answering(
-    disk: Disk, data: bytes, raw: bytes, train: str, shape: tuple[int, ...]
-) -> Callable[[NDArray[np.float32]], Answer]:
+def _answering(whole: bytes, shape: tuple[int, ...]) -> Callable[[NDArray[np.float32]], Answer]:
     import numpy as np
 
-    from engine.frame import frame_of
+    from engine.models import tflite
     from engine.models.cuts import answer_of, maker_of
+    from engine.models.fold import fold
     from engine.models.interpreter import open_model
-    from engine.models.tflite import cut_prefix
 
-    frame = frame_of(data, train)
-    whole, graph = frame.file_with(own_params(disk, frame, raw)), frame.graph
+    graph = fold(tflite.read(whole))
     entry, leaving = (graph.tensors[index] for index in (graph.inputs[0], answer_of(graph)))
     if entry.shape[1:] != shape:
         raise PredictionError(
             f"[source] window = {list(shape)}, but the model takes {list(entry.shape[1:])}: change it"
         )
-    run = open_model(cut_prefix(whole, maker_of(graph, answer_of(graph)) + 1, answer_of(graph)), batch=1)
+    run = open_model(tflite.cut_prefix(whole, maker_of(graph, answer_of(graph)) + 1, answer_of(graph)), batch=1)
     is_copy = leaving.shape[1:] == entry.shape[1:]
 
     def answer(window: NDArray[np.float32]) -> Answer:

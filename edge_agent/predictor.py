@@ -69,7 +69,6 @@ def _predict(root: Path, source: Path) -> Prediction:
     from edge_agent.sources.files import read_npz
     from edge_agent.sources.settings import SourceError
     from engine import frozen
-    from engine.frame import frame_of
     from engine.models import tflite
 
     disk = Directory(root)
@@ -77,11 +76,9 @@ def _predict(root: Path, source: Path) -> Prediction:
     model = flash.load_model(disk) if kept is None else kept.now  # none is taken into use before a child has tried it
     if model is None:
         raise PredictionError(f"no model is on flash under {root} yet: it comes with the first round that trains here")
-    data, raw = (content_of(disk, model, name) for name in (MODEL_FILE, PARAMS_FILE))
     try:
         windows, labels = read_npz(source)
-        frame = frame_of(data, model.train)
-        whole = frame.file_with(own_params(disk, frame, raw))
+        whole = whole_file(disk, model)
         answers = frozen.predict(whole, tflite.read(whole), windows)
     except SourceError as error:
         raise PredictionError(str(error)) from error
@@ -90,7 +87,21 @@ def _predict(root: Path, source: Path) -> Prediction:
     return Prediction(model.version, [int(label) for label in answers], correct, int(np.count_nonzero(known)))
 
 
-def own_params(disk: Disk, frame: Frame, raw: bytes) -> bytes:
+def whole_file(disk: Disk, model: flash.Model) -> bytes:
+    """The version as one .tflite file. Its base alone, where no parameters belong to it: it holds a version's own.
+
+    Raises PredictionError and ModelError.
+    """
+    from engine.frame import frame_of
+
+    base = content_of(disk, model, MODEL_FILE)
+    if all(file.name != PARAMS_FILE for file in model.files):
+        return base
+    frame = frame_of(base, model.train)
+    return frame.file_with(_own_params(disk, frame, content_of(disk, model, PARAMS_FILE)))
+
+
+def _own_params(disk: Disk, frame: Frame, raw: bytes) -> bytes:
     """The version's parameters, with the layers that are this device's own, if it has such."""
     from edge_agent import residuals
     from engine.models.scheme import dump_params, load_params

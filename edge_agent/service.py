@@ -27,6 +27,7 @@ from edge_agent import budget, child, config, effects, flash, host, samples, slo
 from edge_agent import predictions as watch
 from edge_agent.agent import Agent, Identity
 from edge_agent.disk import FULL, Directory
+from edge_agent.first_model import FirstModel
 from edge_agent.home_assistant import HomeAssistant
 from edge_agent.log import log
 from edge_agent.probation import Answered, Ended, Failed, Looked, Started
@@ -137,6 +138,9 @@ class Service:
             software=_software(),
             runtime=installed_runtime(),
         )
+        disk = self._flash.disk
+        has_none = slots.load(disk) is None and flash.load_model(disk) is None
+        self._first = FirstModel(identity, self._limits, wanted=has_none and self._settings.source is not None)
         every_ms = self._settings.telemetry.every_s * 1000
         agent = Agent(identity, self._kept, self._limits, _jitter(), telemetry_ms=every_ms)
         link = Link(
@@ -316,14 +320,15 @@ class Service:
     # What follows
 
     def _handle(self, event: Event) -> None:
-        followed = self._story.handle(self._agent, event, self._now_ms())
+        now = self._now_ms()
+        followed = [*self._story.handle(self._agent, event, now), *self._first.handle(event, now, self._agent.work)]
         for effect in followed:
             self._perform(effect)
         if followed:
             what, names = storyfile.name_of(event), ",".join(storyfile.names_of(followed))
             log("handled", what=what, effects=names, work=self._agent.work.value, why=self._agent.reason)
 
-    def _perform(self, effect: Effect) -> None:
+    def _perform(self, effect: Effect | effects.TakeModel) -> None:
         match effect:
             case effects.Persist(durable=durable):
                 self._persist(durable)
@@ -339,6 +344,8 @@ class Service:
             case effects.SetLabel(window=window, label=label):
                 if self._samples is not None:
                     self._samples.set_label(window, label)
+            case effects.TakeModel(version=version, file=file):
+                self._trainings.take(flash.Model(version, "", (file,)))
             case effects.Forget(keep_files=files, keep_residuals=residuals):
                 self._flash.forget(files, residuals, slots.files(self._flash.disk))
             case _:

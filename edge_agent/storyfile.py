@@ -17,7 +17,7 @@ from msgspec import Meta, Struct
 from edge_agent import effects
 from edge_agent.budget import Limits
 from edge_agent.checkpoint import Checkpoint
-from edge_agent.effects import Effect, Event
+from edge_agent.effects import Effect, Event, TakeModel
 from wire import topics
 from wire.envelope import SIGNATURE_BYTES
 from wire.messages import Count, DeviceId, FleetId, Name, Reason, fit_reason
@@ -118,7 +118,7 @@ def name_of(event: Event) -> str:
     return name
 
 
-def names_of(followed: Iterable[Effect]) -> tuple[str, ...]:
+def names_of(followed: Iterable[Effect | TakeModel]) -> tuple[str, ...]:
     """What the effects are."""
     return tuple(type(effect).__name__ for effect in followed)
 

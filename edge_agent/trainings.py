@@ -111,22 +111,22 @@ class Trainings:
             note=answer.note,
         )
         if answer.trial is not None and not answer.trial.refused:
-            self._take(training.job)
+            self.take(_model(training.job))
         trial = answer.trial if training.job.plan.lane == "trial" else None
         return effects.Trained(
             round_id, answer.payload, answer.num_examples, answer.held_out_correct, answer.held_out_count, trial
         )
 
     def _note(self, job: Job) -> None:
-        with _when_full(job):
+        with _when_full(job.base_version):
             self._flash.note_model(_model(job))
 
-    def _take(self, job: Job) -> None:
+    def take(self, model: flash.Model) -> None:
         """From now on this version predicts here."""
-        with _when_full(job):
-            kept = slots.take(self._flash.disk, _model(job))
+        with _when_full(model.version):
+            kept = slots.take(self._flash.disk, model)
             if kept is not None:
-                log("probation", version=job.base_version, tries_left=kept.tries_left, reason="it has come into use")
+                log("probation", version=model.version, tries_left=kept.tries_left, reason="it has come into use")
 
 
 def _model(job: Job) -> flash.Model:
@@ -134,11 +134,11 @@ def _model(job: Job) -> flash.Model:
 
 
 @contextlib.contextmanager
-def _when_full(job: Job) -> Iterator[None]:
+def _when_full(version: int) -> Iterator[None]:
     """A disk without room costs the note alone."""
     try:
         yield
     except OSError as error:
         if error.errno not in FULL:
             raise
-        log("note-lost", reason=f"no room to note model version {job.base_version}: {error.strerror}")
+        log("note-lost", reason=f"no room to note model version {version}: {error.strerror}")

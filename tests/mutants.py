@@ -1549,6 +1549,30 @@ MUTANTS = (
         "edge_agent/predictions.py", "        if self._spent:\n", "        if False:\n", "predictions spend the budget"
     ),
     Mutant(
+        "edge_agent/first_model.py",
+        "work in {Work.FETCHING, Work.TRAINING}",
+        "work in {Work.TRAINING}",
+        "the first model: it fetches beside a round",
+    ),
+    Mutant(
+        "edge_agent/first_model.py",
+        "model_version=manifest.base_version, files=files",
+        "files=files",
+        "the first model: it is taken for the version that is out",
+    ),
+    Mutant(
+        "edge_agent/first_model.py",
+        "        except NotBelieved:\n            return []",
+        "        except NotBelieved:\n            raise",
+        "the first model: a stranger ends the agent",
+    ),
+    Mutant(
+        "edge_agent/first_model.py",
+        "            case Trained():\n                self._wanted = False",
+        "            case Trained():\n                pass",
+        "the first model: the base replaces what a round brought",
+    ),
+    Mutant(
         "edge_agent/budget.py",
         "return minute >= self.begin_minute or minute < self.end_minute",
         "return minute >= self.begin_minute",
@@ -1669,6 +1693,8 @@ def copy_tree(source: Path, root: Path) -> None:
 def _tests_for(mutant: Mutant) -> tuple[str, ...]:
     if mutant.why.startswith("the owner's envelope"):
         return ENVELOPE_TESTS
+    if mutant.file == "edge_agent/first_model.py":
+        return ("tests/edge_agent/test_first_model.py",)
     if mutant.file.startswith("edge_agent/sources/") or mutant.file in SEEING or mutant.why in SEEN:
         return SEEING_TESTS
     if mutant.file in ENROL or mutant.why in ENROLLED:

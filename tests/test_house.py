@@ -14,7 +14,7 @@ PACKAGES = ("wire", "engine", "edge_agent", "broker", "firmware_sim")
 FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "base", "manager", "handler", "misc"}
 # Targets without tests are in the design; these are the gates. Raising one needs a decision record.
-LINES_MAX = {"wire": 2_550, "engine": 14_500, "edge_agent": 9_950, "broker": 12_100, "firmware_sim": 10_400}
+LINES_MAX = {"wire": 2_550, "engine": 14_500, "edge_agent": 10_050, "broker": 12_100, "firmware_sim": 10_400}
 
 
 def ids(file: Path) -> str:

@@ -130,7 +130,7 @@ def test_a_file_that_is_no_model_is_a_reason(root, clock, model):
 def test_without_a_version_and_for_other_windows_there_is_a_reason(root, clock):
     in_use = InUse(root, (80, 3))
     assert in_use.now() is None
-    assert "comes with the first round" in in_use.reason
+    assert "fetched once the link is up" in in_use.reason
     put(root, 1, PARAMS)
     clock(inference.LOOK_S)
     assert in_use.now() is None

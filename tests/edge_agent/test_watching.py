@@ -47,7 +47,7 @@ def test_one_window_in_so_many_is_kept_and_all_are_told_also_without_a_model(liv
     *reports, _ = live(keep_every=3)
     assert [report.window for report in reports] == [1, 0, 0, 2, 0, 0]
     assert {(report.label, report.score, report.version) for report in reports} == {(None, None, 0)}
-    assert "comes with the first round" in reports[0].reason
+    assert "fetched once the link is up" in reports[0].reason
     assert reports[-1].failures == 1
     assert np.array_equal(samples.read_arrays(tmp_path / "waiting").windows, WINDOWS[::3])
 

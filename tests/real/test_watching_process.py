@@ -25,17 +25,20 @@ from engine.codec import patch as patches
 from engine.models import tflite
 from tests.real.scripted_coordinator import (
     FRAME,
+    HOLDING,
     PARAMS,
     PATIENCE_S,
     QUICK,
+    SIZE,
     AgentProcess,
     Coordinator,
     is_alive,
     moved,
     write_digits,
 )
-from wire import keys
+from wire import chunks, keys
 from wire.link import Arrived, Link
+from wire.messages import Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -164,6 +167,22 @@ def test_windows_are_predicted_by_each_version_as_it_comes_into_use_and_the_agen
         found = [owner.next() for _ in farm.windows]
         assert [prediction["label"] for prediction in found] == expected(better, farm.windows)
         assert {prediction["version"] for prediction in found} == {2}
+
+
+def test_it_predicts_from_its_first_minute_without_a_label_a_plan_or_a_round(make):
+    farm = make(DIRECTORY, examples=0)
+    with farm.coordinator as coordinator, farm.owner as owner, AgentProcess(farm.path) as agent:
+        coordinator.files["model.tflite"] = HOLDING  # the base of a later version, with version 1 in it
+        coordinator.described["model.tflite"] = chunks.split("model.tflite", HOLDING, 16_384)
+        coordinator.wait_for("birth")
+        described = tuple(coordinator.described.values())
+        coordinator.share("manifest", Manifest("digits", 3, 2, SIZE, described, base_version=1))
+        agent.wait_for(r'event=probation version=1 tries_left=2 reason="it has come into use"')
+        farm.put("one.npy", farm.windows[:40])
+        told = [owner.wait_for(lambda found: found["version"] == 1) for _ in range(40)]
+        assert [found["label"] for found in told] == expected(PARAMS, farm.windows[:40])
+        assert {want.digest for want in coordinator.wants} == {described[0].digest}  # the parameters come with a round
+        assert coordinator.updates == []
 
 
 def test_training_does_not_hold_up_predictions(make):
