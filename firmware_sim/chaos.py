@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from firmware_sim.watch import Watch
 
 DOWN_S: Final = 1.0
+ROUNDS_TIMES_MAX: Final = 10
 Target = Literal["agent", "coordinator", "MQTT server"]
 
 
@@ -29,7 +30,10 @@ class Trouble(Protocol):
     """Whoever strikes a fleet."""
 
     blows: list[Blow]
-    goes_on: bool  # it wants more rounds than there are
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it wants more rounds than there are."""
 
     @property
     def is_settled(self) -> bool:
@@ -84,7 +88,13 @@ class Chaos:
         self._chance = Random(seed)
         # an odd seed hits an agent while it trains, an even one as it sends
         self._while_sending = seed % 2 == 0
-        self.goes_on = False
+        self._round = 0  # the last that was open
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a blow is still to come, or to heal: rounds may be faster than they are. Not for ever, though."""
+        is_over = all(blow.back_s for blow in self.blows)
+        return not is_over and self._round < ROUNDS_TIMES_MAX * self.blows[-1].round_id
 
     @property
     def is_settled(self) -> bool:
@@ -99,6 +109,7 @@ class Chaos:
 
     def tick(self, watch: Watch, now_s: float) -> str:
         """Strike, start again or notice, if it is time; return what to tell the onlooker, or ''."""
+        self._round = max(self._round, watch.open_round)
         current = next((blow for blow in self.blows if not blow.back_s), None)
         if current is None:
             return ""

@@ -199,10 +199,11 @@ class _Run:
             if said := self._chaos.tick(self._watch, time.monotonic()):
                 self._screen.note(said)
             self._show(store)
-            if len(self._rows) >= self._requested and self._chaos.is_settled:
-                return
-            if len(self._rows) >= self._requested and self._chaos.goes_on:
-                self._request(1)
+            if len(self._rows) >= self._requested:
+                if self._chaos.goes_on:
+                    self._request(1)
+                elif self._chaos.is_settled:
+                    return
             self._check_alive()
             time.sleep(POLL_S)
 

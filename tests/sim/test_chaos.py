@@ -57,6 +57,17 @@ def test_the_last_round_is_left_to_heal_in(rounds: int, at: list[int]) -> None:
     assert [blow.round_id for blow in chaos.plan(rounds)] == at
 
 
+def test_rounds_go_on_for_blows_that_found_no_moment_but_not_for_ever(crew: Crew, watch: Watch) -> None:
+    plan = Chaos(chaos.plan(4), crew, seed=1)
+    watch.open_round = 29
+    assert plan.tick(watch, 0.0) == "", "nobody trains"
+    assert plan.goes_on
+    watch.open_round = 30
+    plan.tick(watch, 1.0)
+    assert not plan.goes_on
+    assert not Chaos([], crew, seed=1).goes_on
+
+
 def test_three_blows_one_after_the_other(crew: Crew, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chaos, "is_training", lambda _pid: True)
     hear_all(watch)
@@ -91,9 +102,11 @@ def test_three_blows_one_after_the_other(crew: Crew, watch: Watch, monkeypatch: 
     assert "killed the MQTT server (mosquitto 2.0)" in plan.tick(watch, 30.0)
     assert plan.blows[2].round_id == 4
     plan.tick(watch, 31.0)
+    assert plan.goes_on, "the last blow is still to heal"
     hear_all(watch)
     plan.tick(watch, 32.0)
     assert plan.is_settled
+    assert not plan.goes_on
     assert all(blow.back_s for blow in plan.blows)
     assert crew.server.happened == ["killed", "started", "tapped"]  # type: ignore[attr-defined]
 
