@@ -150,6 +150,8 @@ class Machine:
             self._hear(1.0)
         self._send("bind 'set enable-bracketed-paste off'; stty cols 10000; PS1='<$?>' PS2='<more>'\n")
         self._until_prompt("the console's settings", 60.0)
+        time.sleep(3.0)  # the empty lines that we sent have a prompt each, which may come late
+        self._hear(1.0)
         self.type("true")
 
     def type(self, command: str, within_s: float = 120.0, *, status: int | None = 0) -> str:
