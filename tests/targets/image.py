@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 HOME: Final = builds.ROOT / ".cache/machine"
 SIZE: Final = "2G"  # the emulated SD card wants a power of two
 NEEDED: Final = {"mmdebstrap": "mmdebstrap", "arch-test": "arch-test", "cpio": "cpio", "mkfs.ext4": "e2fsprogs"}
-PACKAGES: Final = "systemd,systemd-sysv,udev,dbus,iproute2,kmod,procps,sudo,e2fsprogs,python3.11,libstdc++6,adduser"
+PACKAGES: Final = (
+    "systemd,systemd-sysv,udev,dbus,iproute2,kmod,procps,sudo,e2fsprogs,python3.11,libstdc++6,adduser,openssl"
+)
 # in the order of need; what each of them depends on is found in its own file
 MODULES: Final = {
     "virt": ["virtio_mmio", "virtio_blk", "virtio_net", "virtio-rng", "virtio_console", "crc32c_generic", "ext4"],
