@@ -199,8 +199,12 @@ def _budget(config: Config) -> str:
     ]
     if unknown:
         raise Wrong(f"this host cannot tell what {', '.join(unknown)} limits, so it will never train: drop the limit")
-    told = (f"{name} {'unknown' if value is None else value}" for name, value in now._asdict().items())
+    told = (f"{name} {_shown(value)}" for name, value in now._asdict().items())
     return f"every limit can be checked: {', '.join(told)}"
+
+
+def _shown(value: object) -> str:
+    return "unknown" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def _power(_config: Config) -> str:
