@@ -199,18 +199,13 @@ def tie_to_parent() -> None:
 
 
 def _peak_rss_kb() -> int:
-    """The most memory this process has had since it became this program (VmHWM of proc(5))."""
-    return _status_kb("VmHWM:")
+    """The most memory this process has had since it became this program, or since its last task (VmHWM of proc(5))."""
+    return (host.status_bytes("VmHWM:") or 0) // 1024
 
 
 def allocated_bytes() -> int:
     """What this process has allocated, as RLIMIT_DATA counts it (VmData of proc(5))."""
-    return _status_kb("VmData:") * 1024
-
-
-def _status_kb(name: str) -> int:
-    lines = Path("/proc/self/status").read_text("ascii", errors="replace").splitlines()
-    return next((int(line.split()[1]) for line in lines if line.startswith(name)), 0)
+    return host.status_bytes("VmData:") or 0
 
 
 def _read_frame(stdout: IO[bytes]) -> bytes:

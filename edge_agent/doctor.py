@@ -1,7 +1,8 @@
 """Is this device fit to take part? One check a line, and how to mend what is wrong.
 
 Every check is a function of the config that returns what it found or raises `Wrong` with a sentence; `CHECKS` is the
-list. Nothing is changed but that a state directory which is missing is made, and no check needs another one to be fine.
+list. Those that need the MQTT server come last and share one connection. Nothing is changed but that a state directory
+which is missing is made, and no check needs another one to be fine.
 """
 
 from __future__ import annotations

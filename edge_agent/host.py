@@ -8,6 +8,7 @@ sysfs-class-thermal and sysfs-class-power; proc_stat(5); Raspberry Pi documentat
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Final, NamedTuple
 ROOT: Final = Path("/")
 CLOCK_SET_UNIX_S: Final = 1_704_067_200  # 2024-01-01: a clock that stands before that was never set
 _ABSURD_C: Final = (-40.0, 150.0)  # sensors that are not there answer -273, 0x7fff and the like
-_HERTZ: Final = 100  # USER_HZ: in what /proc/stat counts, on every architecture of ours
+_HERTZ: Final = os.sysconf("SC_CLK_TCK")  # in what /proc/stat and /proc/PID/stat count
 _LOAD_S: Final = 60  # over which load is averaged, so that a moment's work ends no training
 _SOC: Final = "sys/devices/platform/soc/soc:firmware/get_throttled"  # Raspberry Pi's kernels alone have it
 UNDER_VOLTAGE: Final = 0x1
@@ -101,12 +102,27 @@ def throttle_bits(root: Path = ROOT) -> int | None:
 
 def available_bytes(root: Path = ROOT) -> int | None:
     """The memory that programs can still have without swapping (MemAvailable of proc_meminfo(5))."""
-    return _kb(root / "proc/meminfo", "MemAvailable:")
+    return _in_bytes(_line(root / "proc/meminfo", "MemAvailable:"))
 
 
 def rss_bytes(root: Path = ROOT, pid: str = "self") -> int | None:
-    """The resident memory of a process, by default our own (VmRSS of /proc/self/status)."""
-    return _kb(root / "proc" / pid / "status", "VmRSS:")
+    """The resident memory of a process, by default our own."""
+    return status_bytes("VmRSS:", root, pid)
+
+
+def status_bytes(name: str, root: Path = ROOT, pid: str = "self") -> int | None:
+    """One of the memory lines of proc_pid_status(5), as `VmRSS:`."""
+    return _in_bytes(_line(root / "proc" / pid / "status", name))
+
+
+def written_bytes(root: Path = ROOT, pid: str = "self") -> int | None:
+    """What a process, and those of its children that have ended, gave to a disk to be written (proc(5), io).
+
+    Linux counts a page when it becomes dirty, so memory file systems, pipes and sockets cost nothing here, and a page
+    that is written twice before it reaches the disk counts once. What the file system adds of its own (its journal,
+    its tables) is nobody's: docs/OPERATING.md says how much that is.
+    """
+    return _line(root / "proc" / pid / "io", "write_bytes:")
 
 
 def cpu_s(pid: int, root: Path = ROOT) -> float:
@@ -156,27 +172,6 @@ def _route(root: Path) -> str | None:
     return min(found)[1] if found else None
 
 
-def _kb(path: Path, name: str) -> int | None:
-    """The line of that name in a file of kilobytes, in bytes."""
-    for line in (_text(path) or "").splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) * 1024
-    return None
-
-
-def written_bytes(root: Path = ROOT, pid: str = "self") -> int | None:
-    """What a process, and those of its children that have ended, gave to a disk to be written (proc(5), io).
-
-    Linux counts a page when it becomes dirty, so memory file systems, pipes and sockets cost nothing here, and a page
-    that is written twice before it reaches the disk counts once. What the file system adds of its own (its journal,
-    its tables) is nobody's: docs/OPERATING.md says how much that is.
-    """
-    for line in (_text(root / "proc" / pid / "io") or "").splitlines():
-        if line.startswith("write_bytes:"):
-            return int(line.split()[1])
-    return None
-
-
 def _temperature_c(root: Path) -> float | None:
     """The hottest zone: which one is the processor differs from board to board."""
     readings = [_number(zone / "temp") for zone in (root / "sys/class/thermal").glob("thermal_zone*")]
@@ -200,6 +195,18 @@ def _on_mains(chargers: list[Path], batteries: list[Path]) -> bool | None:
     if statuses & {"Charging", "Full"}:
         return True
     return False if online else None
+
+
+def _line(path: Path, name: str) -> int | None:
+    """The number on the line of that name."""
+    for line in (_text(path) or "").splitlines():
+        if line.startswith(name):
+            return int(line.split()[1])
+    return None
+
+
+def _in_bytes(kilobytes: int | None) -> int | None:
+    return None if kilobytes is None else kilobytes * 1024
 
 
 def _text(path: Path) -> str | None:

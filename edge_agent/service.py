@@ -125,10 +125,10 @@ class Service:
         self._next_reading_ms = 0
         self._next_status_ms = 0
         self._shown: dict[str, Any] = {}
-        self._agent, self._link = self._assemble()
+        self._agent, self._first, self._link = self._assemble()
         self._home = HomeAssistant(settings, self._predictions.topic, self._link.publish)
 
-    def _assemble(self) -> tuple[Agent, Link]:
+    def _assemble(self) -> tuple[Agent, FirstModel, Link]:
         device, mqtt = self._settings.device, self._settings.mqtt
         identity = Identity(
             fleet=device.fleet,
@@ -140,7 +140,7 @@ class Service:
         )
         disk = self._flash.disk
         has_none = slots.load(disk) is None and flash.load_model(disk) is None
-        self._first = FirstModel(identity, self._limits, wanted=has_none and self._settings.source is not None)
+        first = FirstModel(identity, self._limits, wanted=has_none and self._settings.source is not None)
         every_ms = self._settings.telemetry.every_s * 1000
         agent = Agent(identity, self._kept, self._limits, _jitter(), telemetry_ms=every_ms)
         link = Link(
@@ -157,7 +157,7 @@ class Service:
             key_file=mqtt.key_file,
             meter=self._ledger.meter,
         )
-        return agent, link
+        return agent, first, link
 
     def run(self) -> None:
         """Boot, serve events, and end well or badly; the story of it is on flash in either case."""

@@ -117,16 +117,16 @@ class Trainings:
             round_id, answer.payload, answer.num_examples, answer.held_out_correct, answer.held_out_count, trial
         )
 
-    def _note(self, job: Job) -> None:
-        with _when_full(job.base_version):
-            self._flash.note_model(_model(job))
-
     def take(self, model: flash.Model) -> None:
         """From now on this version predicts here."""
         with _when_full(model.version):
             kept = slots.take(self._flash.disk, model)
             if kept is not None:
                 log("probation", version=model.version, tries_left=kept.tries_left, reason="it has come into use")
+
+    def _note(self, job: Job) -> None:
+        with _when_full(job.base_version):
+            self._flash.note_model(_model(job))
 
 
 def _model(job: Job) -> flash.Model:

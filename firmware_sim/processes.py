@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from edge_agent import host
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -101,22 +102,8 @@ def stop_all(programs: Iterable[Program], timeout_s: float = STOP_TIMEOUT_S) -> 
 
 
 def rss_bytes(pid: int) -> int:
-    """Resident memory of a process as Linux counts it (VmRSS, proc(5)); 0 when it is gone."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text("ascii", "replace")
-    except OSError:
-        return 0
-    found = re.search(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
-
-
-def cpu_s(pid: int) -> float:
-    """User and system seconds of a process so far (utime and stime, proc(5)); 0 when it is gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Resident memory of a process as Linux counts it; 0 when it is gone."""
+    return host.rss_bytes(pid=str(pid)) or 0
 
 
 def listener_pid(port: int) -> int:

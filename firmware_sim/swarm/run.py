@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final
 
 from broker import mqtt_server
 from broker.store import Store
+from edge_agent import host
 from firmware_sim import processes
 from firmware_sim.fleet import FleetError, command_of
 from firmware_sim.processes import Program
@@ -182,9 +183,9 @@ class _Run:
             before = self._gauge(processes.rss_bytes)
             self._connect()
             memory = self._gauge(processes.rss_bytes).since(before)
-            began, cpu_before = time.monotonic(), self._gauge(processes.cpu_s)
+            began, cpu_before = time.monotonic(), self._gauge(host.cpu_s)
             self._rounds()
-            cpu, wall_s = self._gauge(processes.cpu_s).since(cpu_before), time.monotonic() - began
+            cpu, wall_s = self._gauge(host.cpu_s).since(cpu_before), time.monotonic() - began
             held = sum(device.is_up and device.downs == 0 for device in self._devices)
             self._orderly = True
         finally:
@@ -269,7 +270,7 @@ class _Run:
         self._watch.look()
         now_s, tally = time.monotonic(), self._tally
         at_s, sent, received, cpu_s = self._last_look
-        coordinator_cpu_s = processes.cpu_s(self._coordinator.pid)
+        coordinator_cpu_s = host.cpu_s(self._coordinator.pid)
         self._last_look = (now_s, tally.sent, tally.received, coordinator_cpu_s)
         seconds = max(now_s - at_s, 1e-3)
         self._screen.look(
