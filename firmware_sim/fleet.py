@@ -9,9 +9,7 @@ Ctrl-C, SIGKILL), no process stays behind: see firmware_sim.processes.
 
 from __future__ import annotations
 
-import contextlib
 import resource
-import signal
 import sys
 import time
 from dataclasses import dataclass, field
@@ -38,7 +36,7 @@ from firmware_sim.tap import Heard, Tap
 from firmware_sim.watch import Watch, follow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from broker.mqtt_server import Server
     from broker.rows import StoredUpdate, VersionRow
@@ -102,10 +100,10 @@ def run_in(scene: Scene, server: Server, wish: Wish, directory: Path, screen: Sc
     try:
         site = prepare(wish, directory, server.url, scene.device_url)
         cpu_before, wall_before = _cpu_s(), time.monotonic()
-        with _interruptible():
+        with processes.interruptible():
             outcome = _Run(scene, wish, site, server, screen).whole()
     finally:
-        with _uninterrupted():
+        with processes.uninterrupted():
             server.stop()
     outcome.cpu_s = _cpu_s() - cpu_before
     outcome.wall_s = time.monotonic() - wall_before
@@ -150,7 +148,7 @@ class _Run:
                 self._lineage.advance(store, self._tap.update)
                 stored = store.updates()
         finally:
-            with _uninterrupted():
+            with processes.uninterrupted():
                 self._stop()
         return self._outcome(stored, rss)
 
@@ -317,28 +315,3 @@ def _cpu_s() -> float:
     """User and system seconds of this process and of every child, and its children, that has ended."""
     usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does."""
-
-    def stop(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """A second Ctrl-C or SIGTERM does not keep us from stopping what we started."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, action in before.items():
-            signal.signal(number, action)

@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Final
 from edge_agent import host
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 STOP_TIMEOUT_S: Final = 5.0
+AGAIN_S: Final = 0.5
+ENDINGS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
 
 # Replaces itself with the program, so the pid is the program's. Its parent may be gone before prctl: look again after.
 _TETHER: Final = """
@@ -142,24 +144,36 @@ def is_training(pid: int) -> bool:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does."""
+    """Ctrl-C and SIGTERM end the block with KeyboardInterrupt.
+
+    Python swallows an exception that a destructor or a callback of C code raises; so the signal comes again after
+    AGAIN_S, until the block has ended.
+    """
 
     def stop(_number: int, _frame: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
+    with _on_signal(stop):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """A second Ctrl-C or SIGTERM does not keep us from stopping what we started."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    with _on_signal(signal.SIG_IGN):
+        yield
+
+
+@contextlib.contextmanager
+def _on_signal(action: Callable[[int, object], None] | signal.Handlers) -> Iterator[None]:
+    """What asks us to end does `action` meanwhile; where it is ignored (a shell's background job), it stays so."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    numbers = [number for number in ENDINGS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, action) for number in numbers}
     try:
         yield
     finally:
-        for number, action in before.items():
-            signal.signal(number, action)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, former in before.items():
+            signal.signal(number, former)

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from firmware_sim import processes
 from firmware_sim.processes import Program
 
@@ -98,3 +100,56 @@ def test_an_agent_trains_while_its_child_holds_a_lock_and_not_while_that_waits(t
     assert not processes.children_of(program.pid)
     for child in children:
         os.kill(int(child), signal.SIGKILL)
+
+
+class Swallower:
+    """Python reports what a destructor raises, and goes on."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self._number = number
+
+    def __del__(self) -> None:
+        signal.raise_signal(self._number)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_that_python_had_to_swallow_comes_again(number: signal.Signals) -> None:
+    before = [signal.getsignal(each) for each in processes.ENDINGS]
+
+    def long_work() -> None:
+        with processes.interruptible():
+            Swallower(number)
+            time.sleep(10)
+        pytest.fail("slept to the end")
+
+    with pytest.raises(KeyboardInterrupt):
+        long_work()
+    assert [signal.getsignal(each) for each in processes.ENDINGS] == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_nothing_interrupts_the_end_and_what_was_ignored_stays_ignored() -> None:
+    done = []
+
+    def long_work() -> None:
+        with processes.interruptible():
+            try:
+                signal.raise_signal(signal.SIGINT)
+            finally:
+                with processes.uninterrupted():
+                    signal.raise_signal(signal.SIGTERM)
+                    time.sleep(processes.AGAIN_S * 1.5)
+                    done.append("stopped")
+                time.sleep(processes.AGAIN_S * 1.5)
+                done.append("ended")
+
+    with pytest.raises(KeyboardInterrupt):
+        long_work()
+    assert done == ["stopped", "ended"]
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with processes.interruptible():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, former)
