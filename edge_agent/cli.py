@@ -56,7 +56,10 @@ def keygen(device_id: str, fleet: str, url: str, coordinator: str, directory: Pa
 @click.option("--token", required=True, metavar="TEXT", help="What broker enroll token printed; - reads it from stdin.")
 @click.option("--id", "device_id", default="", metavar="ID", help="Default: the token's, else one made of the key.")
 @click.option("--dir", "directory", default=".", type=click.Path(path_type=Path), help="Where to; default: here.")
-def enroll(token: str, device_id: str, directory: Path) -> None:
+@click.option(
+    "--state", default="state", type=click.Path(path_type=Path), help="Where all that the agent writes goes; in --dir."
+)
+def enroll(token: str, device_id: str, directory: Path, state: Path) -> None:
     """Claim a place in a fleet: makes both keys, gets the certificate, writes agent.toml.
 
     Can be repeated with the same token until it is done; keys that are there are used again.
@@ -70,7 +73,8 @@ def enroll(token: str, device_id: str, directory: Path) -> None:
     from edge_agent import enroll as enrolling
 
     try:
-        done = enrolling.enroll(sys.stdin.read(10_000) if token == "-" else token, directory, device_id)  # noqa: S105
+        text = sys.stdin.read(10_000) if token == "-" else token  # noqa: S105
+        done = enrolling.enroll(text, directory, device_id, state=state)
     except (enrolling.EnrolError, config.ConfigError, ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
     ends = time.strftime("%Y-%m-%d", time.gmtime(done.ends_unix_s))

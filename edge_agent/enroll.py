@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import queue
 import random
@@ -66,12 +67,15 @@ class Door(NamedTuple):
     coordinator_key: str
 
 
-def enroll(text: str, directory: Path, device_id: str = "", within_s: float = ANSWER_S) -> Enrolled:
+def enroll(
+    text: str, directory: Path, device_id: str = "", within_s: float = ANSWER_S, *, state: Path = Path("state")
+) -> Enrolled:
     """Claim a place by a token; afterwards `directory` holds all that `edge-agent run` needs.
 
-    With a config of this fleet that is there already, the device gets another certificate, and the config stays as it
-    is: so it comes back whose certificate has ended. Raises EnrolError, TokenError, TopicError, KeyTextError,
-    CertificateError, ConfigError or OSError, one line.
+    `state`, below `directory` unless it is absolute, is where everything goes that the agent will write. With a config
+    of this fleet that is there already, the device gets another certificate, and the config stays as it is: so it comes
+    back whose certificate has ended. Raises EnrolError, TokenError, TopicError, KeyTextError, CertificateError,
+    ConfigError or OSError, one line.
     """
     token = token_text.decode(text)
     path = directory / CONFIG_FILE
@@ -93,7 +97,8 @@ def enroll(text: str, directory: Path, device_id: str = "", within_s: float = AN
     flash.write_file(directory / CERT_FILE, certificates.pem([got, *authority[:-1]]))
     if not path.exists():
         given = {"id": name, "fleet": token.fleet, "coordinator_key": token.coordinator_key, "url": token.url}
-        names = {"key": KEY_FILE, "state": "state", "tls": TLS_LINES}
+        state_text = json.dumps(str(state), ensure_ascii=False)[1:-1]  # TOML quotes as JSON does
+        names = {"key": KEY_FILE, "state": state_text, "tls": TLS_LINES}
         flash.write_file(path, config.SAMPLE.format(**given, **names).encode())
     return Enrolled(name, token.fleet, path, got.ends_unix_s)
 

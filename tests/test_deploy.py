@@ -1,5 +1,6 @@
 """What goes onto a device is checked with the tools that will read it there."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -69,18 +70,17 @@ def shell(command: str, directory: Path) -> None:
 
 
 def write_config(directory: Path) -> None:
-    """What edge-agent enroll leaves."""
+    """What edge-agent enroll leaves, as the road has it."""
+    state = re.search(r"enroll --dir /etc/hedgerow --state (\S+) --token", ROAD)
+    assert state
     key = keys.public_text(keys.generate())
-    names = {"key": enroll.KEY_FILE, "state": "state", "tls": enroll.TLS_LINES}
+    names = {"key": enroll.KEY_FILE, "state": state[1], "tls": enroll.TLS_LINES}
     text = config.SAMPLE.format(id="pi-07", fleet="home", coordinator_key=key, url="mqtts://server:8883", **names)
     (directory / enroll.CONFIG_FILE).write_text(text)
 
 
 def test_the_road_from_a_token_to_the_unit_gives_a_config_of_the_very_files_that_the_unit_hands_over(tmp_path):
     write_config(tmp_path)
-    changes = re.search(r"(?m)^sudo sed -i '(s\|\^state.*)' /etc/hedgerow/agent.toml$", ROAD)
-    assert changes
-    shell(f"sed -i '{changes[1]}' agent.toml", tmp_path)
     settings = config.load(tmp_path / "agent.toml")
     assert settings.device.state == Path("/var/lib/hedgerow")
     files = (settings.device.key, settings.mqtt.ca_file, settings.mqtt.cert_file, settings.mqtt.key_file)
@@ -104,7 +104,7 @@ def test_the_source_of_the_road_has_windows_that_the_model_of_the_road_takes(tmp
 def test_the_road_is_read_line_by_line_with_the_token_in_its_place():
     commands = road.commands("The device", "hedgerow-token-abc")
     assert commands[0] == "sudo apt-get install ./hedgerow-agent_*_arm64.deb"
-    assert "sudo edge-agent enroll --dir /etc/hedgerow --token hedgerow-token-abc" in commands
+    assert "sudo edge-agent enroll --dir /etc/hedgerow --state /var/lib/hedgerow --token hedgerow-token-abc" in commands
     assert not [each for each in commands if "```" in each or not each.startswith("sudo ")]
 
 
@@ -151,15 +151,14 @@ def test_the_certificates_of_the_road_hold_for_the_strictest_reader_and_each_for
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
-@pytest.mark.parametrize("kind", ["service", "timer"])
-def test_systemd_finds_no_fault_with_the_renewal(tmp_path, kind):
-    for name in ("service", "timer"):
-        text = (DEPLOY / f"edge-agent-renew.{name}").read_text()
-        text = text.replace("ExecStart=/opt/hedgerow/bin/edge-agent renew", "ExecStart=/bin/true renew")
-        (tmp_path / f"edge-agent-renew.{name}").write_text(text)
-    command = ["systemd-analyze", "verify", "--man=no", str(tmp_path / f"edge-agent-renew.{kind}")]
+@pytest.mark.parametrize("unit", ["edge-agent-enroll.service", "edge-agent-renew.service", "edge-agent-renew.timer"])
+def test_systemd_finds_no_fault_with_what_looks_after_the_certificate(tmp_path, unit):
+    for file in DEPLOY.glob("edge-agent-*"):
+        text = file.read_text().replace("ExecStart=/opt/hedgerow/bin/edge-agent ", "ExecStart=/bin/true ")
+        (tmp_path / file.name).write_text(text)
+    command = ["systemd-analyze", "verify", "--man=no", str(tmp_path / unit)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert not [line for line in done.stderr.splitlines() if "edge-agent-renew" in line]
+    assert not [line for line in done.stderr.splitlines() if unit.partition(".")[0] in line]
 
 
 def wheel(folder: Path, version: str, *, broken: bool = False) -> Path:
@@ -214,8 +213,93 @@ def test_the_agent_is_installed_upgraded_rolled_back_and_removed_and_a_bad_upgra
     assert "unknown option --sideways" in install(root, "--sideways").stderr
 
 
-def test_what_a_first_boot_does_is_yaml_with_the_commands_of_the_road():
+def test_what_a_first_boot_writes_is_what_the_unit_claims_with():
     text = (DEPLOY / "user-data").read_text()
     assert text.startswith("#cloud-config\n")
-    assert re.search(r"edge-agent enroll --token .* --dir /etc/hedgerow", text)
+    unit = (DEPLOY / "edge-agent-enroll.service").read_text()
+    (token,) = re.findall(r"(?m)^StandardInput=file:(.*)$", unit)
+    assert f"  - path: {token} " in text
+    assert f"ConditionPathExists={token}\n" in unit
+    assert f"ExecStartPost=/bin/rm {token}\n" in unit
     assert "Storage=volatile" in text
+
+
+SYSTEMCTL = """\
+#!/bin/sh
+echo "$@" >> "$DPKG_ROOT/systemctl.log"
+if [ "$1" = restart ]; then grep -q starts "$DPKG_ROOT/opt/hedgerow/lib/agent.py"; fi
+"""
+
+
+class Apt:
+    """The real dpkg, in a directory. The packages have our scripts, a program of one file, and the unit."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.root = home, home / "root"
+        spec = importlib.util.spec_from_file_location("package", DEPLOY / "package.py")
+        assert spec is not None
+        assert spec.loader is not None
+        self.package = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(self.package)
+        (self.root / "run/systemd/system").mkdir(parents=True)
+        for folder in ("info", "updates", "triggers"):
+            (self.root / "var/lib/dpkg" / folder).mkdir(parents=True)
+        (self.root / "var/lib/dpkg/status").touch()
+        (home / "bin").mkdir()
+        (home / "bin/systemctl").write_text(SYSTEMCTL)
+        (home / "bin/systemctl").chmod(0o755)
+
+    def make(self, version: str, program: str, more: str = "") -> Path:
+        tree = self.home / version
+        files = {"opt/hedgerow/lib/agent.py": program, "opt/hedgerow/bin/edge-agent": "#!/bin/sh\n"}
+        files |= {"lib/systemd/system/edge-agent.service": f"# {version}\n"} | ({more: ""} if more else {})
+        for name, text in files.items():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            (tree / name).write_text(text)
+        facts = {"version": version, "python": "3.11", "suite": "bookworm", "kilobytes": 1}
+        self.package._describe(tree / "DEBIAN", facts)
+        path = self.home / f"{version}.deb"
+        subprocess.run(["dpkg-deb", "--root-owner-group", "-b", tree, path], check=True, capture_output=True)
+        return path
+
+    def dpkg(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        forced = "--force-script-chrootless,not-root,architecture,depends,bad-path"
+        command = ["dpkg", f"--root={self.root}", forced, *map(str, arguments)]
+        environment = {**os.environ, "PATH": f"{self.home / 'bin'}:{os.environ['PATH']}"}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    def files(self) -> dict[str, str]:
+        """What is of the package, bytecode left out."""
+        places = [*(self.root / "opt").rglob("*"), *(self.root / "lib").rglob("*")]
+        found = [path for path in places if path.is_file() and path.suffix != ".pyc"]
+        return {str(path.relative_to(self.root)): path.read_text() for path in found}
+
+
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg")
+def test_a_package_that_does_not_start_is_undone_by_itself(tmp_path):
+    apt = Apt(tmp_path)
+    done = apt.dpkg("-i", apt.make("1.0", "it starts"))
+    assert done.returncode == 0, done.stderr
+    before = apt.files()
+    bad = apt.dpkg("-i", apt.make("1.1", "it fails", more="opt/hedgerow/lib/new.py"))
+    assert bad.returncode == 1
+    assert "1.1 does not start (journalctl -u edge-agent); the program before it is back" in bad.stderr
+    assert apt.files() == before
+    assert (apt.root / "systemctl.log").read_text().splitlines()[-1] == "restart edge-agent.service"
+    again = apt.dpkg("-i", tmp_path / "1.0.deb")
+    assert again.returncode == 0, again.stderr
+    good = apt.dpkg("-i", apt.make("1.2", "the next starts"))
+    assert good.returncode == 0, good.stderr
+    assert apt.files()["opt/hedgerow/lib/agent.py"] == "the next starts"
+    assert apt.files()["lib/systemd/system/edge-agent.service"] == "# 1.2\n"
+    assert apt.files().keys() == before.keys()  # nothing is kept once it has started
+    assert apt.dpkg("--purge", "hedgerow-agent").returncode == 0
+    assert not apt.files()
+
+
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg")
+def test_a_first_package_that_does_not_start_says_so(tmp_path):
+    apt = Apt(tmp_path)
+    done = apt.dpkg("-i", apt.make("1.0", "it fails"))
+    assert done.returncode == 1
+    assert "hedgerow-agent: the agent does not start: journalctl -u edge-agent" in done.stderr

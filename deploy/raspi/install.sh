@@ -4,7 +4,7 @@
 #   sudo ./install.sh [PACKAGE]     PACKAGE: what pip shall install; default: hedgerow[agent,jit]. A wheel with kernels
 #                                   built ahead of time needs no jit: ./hedgerow-0.1.0-py3-none-any.whl[agent]
 #   sudo ./install.sh --rollback    the program that was there before the last upgrade
-#   sudo ./install.sh --remove      the program and the unit; keys, configuration and samples stay
+#   sudo ./install.sh --remove      the program and its units; keys, configuration and samples stay
 #
 # Each installation has a directory of its own, and /opt/hedgerow points to the one in use: an upgrade that fails half-way
 # changes nothing, and one whose agent does not start is rolled back by itself. Exit status: 0 done, 1 not, with one line.
@@ -31,11 +31,10 @@ use() { # the installation in $1, at one stroke
     mv -T "$LINK.new" "$LINK"
 }
 
-restart() { # true when the agent says that it is ready, or has nothing to start with yet
+restart() { # true when the agent says that it is ready, or has no configuration to start with yet
     has_systemd || return 0
     systemctl daemon-reload
-    systemctl enable --quiet edge-agent.service
-    [ -e /etc/hedgerow/agent.toml ] || return 0
+    systemctl enable --quiet edge-agent.service edge-agent-enroll.service edge-agent-renew.timer
     systemctl restart edge-agent.service
 }
 
@@ -57,9 +56,12 @@ roll_back() {
 
 remove() {
     if has_systemd; then
-        systemctl disable --now --quiet edge-agent.service || true
+        systemctl disable --now --quiet edge-agent.service edge-agent-enroll.service edge-agent-renew.timer || true
     fi
-    rm -f "$UNITS/edge-agent.service" "$LINK"
+    for unit in "$HERE"/edge-agent*; do
+        rm -f "$UNITS/${unit##*/}"
+    done
+    rm -f "$LINK"
     installations | xargs -r rm -rf
     if has_systemd; then
         systemctl daemon-reload
@@ -83,7 +85,7 @@ install_it() {
     trap - EXIT
     OLD=$(readlink "$LINK" || true)
     use "$NEW"
-    cp "$HERE/edge-agent.service" "$UNITS/edge-agent.service"
+    cp "$HERE"/edge-agent* "$UNITS"
     if ! restart; then
         [ -n "$OLD" ] || fail "the agent does not start: journalctl -u edge-agent"
         use "$OLD"

@@ -43,33 +43,64 @@ Description: on-device learning runtime: the agent
  Fine-tunes the deployed int8 model on the device's own data and publishes updates of
  a few kilobytes over MQTT. For Debian {suite} and Raspberry Pi OS {suite}, 64-bit.
 """
+# DPKG_ROOT is where dpkg installs to, if that is not this machine
+_BEFORE_INSTALL = """\
+#!/bin/sh
+set -e
+at="$DPKG_ROOT/opt/hedgerow"
+rm -rf "$at/before"
+if [ "$1" = upgrade ] && [ -d "$at/lib" ]; then
+    # the program as it is, until the new one has started: links, which take no room
+    mkdir "$at/before"
+    cp -al "$at/lib" "$at/bin" "$at/before"
+    cp -a "$DPKG_ROOT"/lib/systemd/system/edge-agent* "$at/before"
+fi
+"""
 _AFTER_INSTALL = """\
 #!/bin/sh
 set -e
-/usr/bin/python{python} -m compileall -q /opt/hedgerow/lib || true
-if [ -d /run/systemd/system ]; then
+at="$DPKG_ROOT/opt/hedgerow"
+/usr/bin/python{python} -m compileall -q "$at/lib" || true
+if [ -d "$DPKG_ROOT/run/systemd/system" ]; then
     systemctl daemon-reload
-    # it starts when there is a configuration, and is started anew by an upgrade
-    [ ! -e /etc/hedgerow/agent.toml ] || systemctl restart edge-agent.service
-    systemctl enable edge-agent.service edge-agent-renew.timer
+    systemctl enable edge-agent.service edge-agent-enroll.service edge-agent-renew.timer
+    # true when it says that it is ready, or has no configuration yet
+    if ! systemctl restart edge-agent.service; then
+        if [ ! -d "$at/before" ]; then
+            echo "hedgerow-agent: the agent does not start: journalctl -u edge-agent" >&2
+            exit 1
+        fi
+        rm -rf "$at/lib" "$at/bin"
+        mv "$at/before/lib" "$at/before/bin" "$at"
+        mv "$at"/before/edge-agent* "$DPKG_ROOT/lib/systemd/system"
+        rmdir "$at/before"
+        systemctl daemon-reload
+        systemctl restart edge-agent.service || true
+        echo "hedgerow-agent: {version} does not start (journalctl -u edge-agent); the program before it is back." >&2
+        echo "  So that apt knows, install the package of that one again: apt-get install --allow-downgrades ./..." >&2
+        exit 1
+    fi
+    systemctl start --no-block edge-agent-enroll.service
 fi
+rm -rf "$at/before"
 """
 _BEFORE_REMOVE = """\
 #!/bin/sh
 set -e
-if [ -d /run/systemd/system ] && [ "$1" = remove ]; then
-    systemctl disable --now edge-agent.service edge-agent-renew.timer || true
+if [ -d "$DPKG_ROOT/run/systemd/system" ] && [ "$1" = remove ]; then
+    systemctl disable --now edge-agent.service edge-agent-enroll.service edge-agent-renew.timer || true
 fi
-find /opt/hedgerow/lib -name __pycache__ -type d -prune -exec rm -rf {} +
+find "$DPKG_ROOT/opt/hedgerow" -name __pycache__ -type d -prune -exec rm -rf {} +
 """
 _AFTER_REMOVE = """\
 #!/bin/sh
 set -e
 if [ "$1" = purge ]; then
-    rm -rf /var/lib/private/hedgerow /var/cache/private/hedgerow /var/lib/hedgerow /var/cache/hedgerow
+    cd "$DPKG_ROOT/var"
+    rm -rf lib/private/hedgerow cache/private/hedgerow lib/hedgerow cache/hedgerow
     # /etc/hedgerow stays: the device's keys are not ours to delete
 fi
-[ ! -d /run/systemd/system ] || systemctl daemon-reload
+[ ! -d "$DPKG_ROOT/run/systemd/system" ] || systemctl daemon-reload
 """
 
 
@@ -153,7 +184,7 @@ def _fill(tree: Path, python: str, scratch: Path) -> None:
     units = tree / "lib/systemd/system"
     units.mkdir(parents=True)
     (units / "edge-agent.service").write_text(_without_warming(unit), "utf-8")
-    for name in ("edge-agent-renew.service", "edge-agent-renew.timer"):
+    for name in ("edge-agent-enroll.service", "edge-agent-renew.service", "edge-agent-renew.timer"):
         shutil.copy(ROOT / "deploy/raspi" / name, units)
 
 
@@ -168,16 +199,15 @@ def requirements(python: str) -> list[str]:
 
 
 def _without_warming(unit: str) -> str:
-    """The unit of a machine whose kernels are compiled already, and that waits for its configuration."""
-    lines = [line for line in unit.splitlines() if not re.match(r"# Compiles|ExecStartPre=.* warm$", line)]
-    at = lines.index("[Service]")
-    return "\n".join([*lines[:at], "ConditionPathExists=/etc/hedgerow/agent.toml", "", *lines[at:], ""])
+    """The unit of a machine whose kernels are compiled already."""
+    return "".join(line for line in unit.splitlines(True) if not re.match(r"# Compiles|ExecStartPre=.* warm$", line))
 
 
 def _describe(folder: Path, facts: dict[str, object]) -> None:
     folder.mkdir()
     (folder / "control").write_text(_CONTROL.format(**facts), "utf-8")
     scripts = {
+        "preinst": _BEFORE_INSTALL,
         "postinst": _AFTER_INSTALL.format(**facts),
         "prerm": _BEFORE_REMOVE,
         "postrm": _AFTER_REMOVE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,7 +21,6 @@ from wire.messages import digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
     from typing import TypeAlias
 
     from cryptography import x509
@@ -117,6 +117,13 @@ def test_a_token_makes_all_that_the_agent_needs(coordinator: Coordinator, tmp_pa
         "agent.toml", "ca.crt", "device.crt", "device.key", "device.tls.key",
     }  # fmt: skip
     assert certificates.load_chain(settings.mqtt.ca_file) == OURS.chain
+
+
+@pytest.mark.parametrize("state", ["below", "/var/lib/hedgerow", '/srv/a "quoted" \\ place'])
+@pytest.mark.usefixtures("coordinator")
+def test_the_agents_own_files_go_where_the_owner_says(tmp_path: Path, state: str) -> None:
+    done = enroll.enroll(token(device_id="pi-07"), tmp_path, within_s=1, state=Path(state))
+    assert config.load(done.config_path).device.state == tmp_path / state
 
 
 def test_the_claim_shows_both_keys_and_is_sealed_by_the_tokens(coordinator: Coordinator, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def running(config: Path, env: dict[str, str] | None = None) -> Iterator[None]:
 
 def test_a_token_is_all_that_a_device_needs_and_it_is_good_once(farm: Farm) -> None:
     text = farm.token()
-    done = agent("enroll", "--token", text, "--id", "pi-01", "--dir", str(farm.directory / "pi-01"))
+    done = agent("enroll", "--token", text, "--id", "pi-01", "--dir", str(farm.directory / "pi-01"), "--state", "kept")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("pi-01 is in fleet farm; its certificate ends on ")
     assert farm.serve().line("enrolled")["device"] == "pi-01"
@@ -80,6 +80,7 @@ def test_a_token_is_all_that_a_device_needs_and_it_is_good_once(farm: Farm) -> N
     assert set(modes.values()) == {0o600}
     with running(farm.directory / "pi-01/agent.toml"):
         farm.wait_for_birth("pi-01")
+        assert (farm.directory / "pi-01/kept").is_dir()
     other = agent("enroll", "--token", text, "--id", "pi-02", "--dir", str(farm.directory / "pi-02"))
     assert other.returncode == 1
     assert "refused: the token was used by another device" in other.stderr

@@ -6,8 +6,9 @@
 All of it lies in .cache/machine. It is Debian as it comes, and what differs is said here: `pi` is logged in at the
 serial console, and may sudo without a password, as on a card from Raspberry Pi Imager; the log is kept in memory, and
 copied to a second console, so that the host has it after a power cut; what the agent's package depends on is there
-already, since the machine reaches no Debian mirror. The initial file system is a small one of our own, because Debian's
-takes ten minutes to make under emulation.
+already, since the machine reaches no Debian mirror; cloud-init looks for its orders where Raspberry Pi OS's does, and
+is switched off until a card has some. The initial file system is a small one of our own, because Debian's takes ten
+minutes to make under emulation.
 """
 
 from __future__ import annotations
@@ -27,18 +28,26 @@ HOME: Final = builds.ROOT / ".cache/machine"
 SIZE: Final = "2G"  # the emulated SD card wants a power of two
 NEEDED: Final = {"mmdebstrap": "mmdebstrap", "arch-test": "arch-test", "cpio": "cpio", "mkfs.ext4": "e2fsprogs"}
 PACKAGES: Final = (
-    "systemd,systemd-sysv,udev,dbus,iproute2,kmod,procps,sudo,e2fsprogs,python3.11,libstdc++6,adduser,openssl"
+    "systemd,systemd-sysv,udev,dbus,iproute2,kmod,procps,sudo,e2fsprogs,python3.11,libstdc++6,adduser,openssl,"
+    "cloud-init"
 )
 # in the order of need; what each of them depends on is found in its own file
 MODULES: Final = {
     "virt": ["virtio_mmio", "virtio_blk", "virtio_net", "virtio-rng", "virtio_console", "crc32c_generic", "ext4"],
     "raspi3b": ["bcm2835", "sdhci-iproc", "bcm2835_thermal", "bcm2835-rng", "crc32c_generic", "ext4"],
 }
+FIRST_BOOT: Final = "/boot/firmware"  # where Raspberry Pi OS has the partition that an owner can write to
+NOT_YET: Final = "/etc/cloud/cloud-init.disabled"  # on a card of whom somebody sits at the console
 CARD: Final = {"virt": "vda", "raspi3b": "mmcblk0"}
 FILES: Final = {
     "etc/hostname": "pi-07\n",
     "etc/hosts": "127.0.0.1 localhost\n127.0.1.1 pi-07\n",
     "etc/sudoers.d/pi": "pi ALL=(ALL) NOPASSWD: ALL\n",
+    f"{FIRST_BOOT[1:]}/meta-data": "instance-id: first-boot\n",
+    NOT_YET[1:]: "",
+    "etc/cloud/cloud.cfg.d/99-card.cfg": (
+        f"datasource_list: [NoCloud, None]\ndatasource: {{NoCloud: {{seedfrom: 'file://{FIRST_BOOT}/'}}}}\n"
+    ),
     "etc/systemd/network/20-wired.network": "[Match]\nName=e*\n[Network]\nDHCP=yes\n",
     "etc/systemd/journald.conf.d/console.conf": (
         "[Journal]\nStorage=volatile\nForwardToConsole=yes\nTTYPath=/dev/hvc0\nMaxLevelConsole=info\n"

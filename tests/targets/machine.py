@@ -128,6 +128,14 @@ class Machine:
             f"no event={event} within {within_s:.0f} s: {self._log.read_text('utf-8', 'replace')[-3000:]}"
         )
 
+    def wait_for_words(self, words: str, within_s: float) -> None:
+        """Wait until they stand in the log, which is the whole journal; raises MachineError if they do not come."""
+        until = time.monotonic() + within_s
+        while words not in self._log.read_text("utf-8", "replace"):
+            if time.monotonic() > until:
+                raise MachineError(f"{words!r} is not in the log within {within_s:.0f} s: {self._log}")
+            time.sleep(0.5)
+
     # Its console
 
     def log_in(self) -> None:

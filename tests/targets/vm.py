@@ -9,7 +9,8 @@
 3. Power cuts, at moments drawn from a seed that is printed: a quarter while it boots, a half within one and a half
    rounds after the agent is ready, a quarter when an update is finished and nobody has taken it yet. What it said to be
    finished must be counted, once.
-4. The same card in an emulated Raspberry Pi 3 B: no link, a thermometer; then with a read-only root file system.
+4. Another card boots with deploy/raspi/user-data and nobody at its console, while the fleet is away.
+5. The first card in an emulated Raspberry Pi 3 B: no link, a thermometer; then with a read-only root file system.
 
 Its clock stands in 1970 when it is switched on, as a Pi's does, and nobody sets it but systemd, to the day that systemd
 was built: before any certificate of this fleet. Where a step cannot be done here, one line says which and why, and the
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DEVICE: Final = "pi-07"
+SECOND: Final = "pi-08"
 WATCHED: Final = 40  # windows
 RIGHTS_MAX: Final = 2.0  # of systemd-analyze security; 10 is a program that may do anything
 CONFIG: Final = "--config /etc/hedgerow/agent.toml"
@@ -92,6 +94,7 @@ class Story:
         (directory / "farm").mkdir()
         self._farm = Farm(mosquitto, directory / "farm", HOST)
         self._machine = Machine(self._image, directory / "card.img", directory)
+        self._package = arm.make_package()
         self._round_s = 60.0
 
     def stop(self) -> None:
@@ -113,6 +116,7 @@ class Story:
         self._step("it goes on", self._go_on)
         self._step("the books", lambda: cuts.books(self._machine, self._farm))
         self._step("the card", self._check_card)
+        self._step("a card that enrols by itself", self._enrol_unattended)
         self._step("Raspberry Pi 3 B", self._move_card)
         self._step("read-only root", self._freeze_root)
 
@@ -125,17 +129,14 @@ class Story:
 
     def _prepare_card(self) -> None:
         """A card for this machine, with the files that an owner copies to the device."""
-        package = arm.make_package()
-        print(f"package: {package.name}, {package.stat().st_size / 1e6:.1f} MB", flush=True)
+        print(f"package: {self._package.name}, {self._package.stat().st_size / 1e6:.1f} MB", flush=True)
         windows, labels = data.share(data.digits(), 1, 1).devices["device-01"]
         windows = windows[:, ::-1, ::-1]  # its sensor is mounted upside down: there is something to learn
         labelled, watched = self._directory / "labelled.npz", self._directory / "windows.npy"
         np.savez(labelled, x=windows[:300], y=labels[:300])
         np.save(watched, windows[300 : 300 + WATCHED])
-        subprocess.run(["cp", "--sparse=always", self._image.disk, self._machine.disk], check=True)
-        for file in (package, labelled, watched):
-            command = ["debugfs", "-w", "-R", f"write {file} /home/pi/{file.name}", self._machine.disk]
-            subprocess.run(command, check=True, capture_output=True)
+        files = (self._package, labelled, watched)
+        _copy_card(self._image.disk, self._machine.disk, *(f"write {file} /home/pi/{file.name}" for file in files))
 
     def _take_the_road(self) -> str:
         self._farm.serve()
@@ -207,6 +208,39 @@ class Story:
         assert done.returncode == 0, done.stdout + done.stderr
         return "e2fsck finds no fault"
 
+    # Another card
+
+    def _enrol_unattended(self) -> str:
+        """Only the token is put in. Its first claim is not answered."""
+        self._farm.serve()
+        orders = (image.builds.ROOT / "deploy/raspi/user-data").read_text("utf-8")
+        assert orders.count("PASTE-THE-TOKEN-HERE") == 1
+        token, orders_file = self._farm.token("--device", SECOND), self._directory / "user-data"
+        orders_file.write_text(orders.replace("PASTE-THE-TOKEN-HERE", token), "utf-8")
+        self._farm.kill_coordinator()
+        (self._directory / SECOND).mkdir()
+        card = Machine(self._image, self._directory / f"{SECOND}.img", self._directory / SECOND)
+        files = (self._package, orders_file)
+        writes = (f"write {file} {image.FIRST_BOOT}/{file.name}" for file in files)
+        _copy_card(self._image.disk, card.disk, f"rm {image.NOT_YET}", *writes)
+        try:
+            card.power_on()
+            card.wait_for_words("edge-agent-enroll.service: Failed", 2 * BOOT_S)
+            self._farm.serve()
+            card.wait_for("ready")
+            until = time.monotonic() + BOOT_S
+            while SECOND not in (said := broker("fleet", "list", "--present", "--config", str(self._farm.home))):
+                assert time.monotonic() < until, said
+                time.sleep(1)
+            card.log_in()
+            said = card.type("sudo ls /etc/hedgerow")
+            assert "agent.toml" in said, said
+            assert "token" not in said, said
+            told = card.type("cloud-init status", status=None)
+        finally:
+            card.cut()
+        return f"refused while the fleet was away, then in the list; cloud-init {' '.join(told.split())}"
+
     # The other board
 
     def _move_card(self) -> str:
@@ -244,6 +278,13 @@ class Story:
                 "systemctl status --no-pager -l edge-agent", status=None
             )
             time.sleep(2)
+
+
+def _copy_card(source: Path, card: Path, *changes: str) -> None:
+    """A card for one machine; each of `changes` is a command of debugfs."""
+    subprocess.run(["cp", "--sparse=always", source, card], check=True)
+    for change in changes:
+        subprocess.run(["debugfs", "-w", "-R", change, card], check=True, capture_output=True)
 
 
 if __name__ == "__main__":
