@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 ANSWER_S: Final = 60.0  # then the owner is told; what was made stays for the next attempt
 AGAIN_S: Final = 5.0
+STATE: Final = Path("state")
 CONFIG_FILE: Final = "agent.toml"
 KEY_FILE: Final = "device.key"
 TLS_KEY_FILE: Final = "device.tls.key"
@@ -67,38 +68,36 @@ class Door(NamedTuple):
     coordinator_key: str
 
 
-def enroll(
-    text: str, directory: Path, device_id: str = "", within_s: float = ANSWER_S, *, state: Path = Path("state")
-) -> Enrolled:
-    """Claim a place by a token; afterwards `directory` holds all that `edge-agent run` needs.
+def enroll(text: str, home: Path, device_id: str = "", within_s: float = ANSWER_S, state: Path = STATE) -> Enrolled:
+    """Claim a place by a token; afterwards `home` holds all that `edge-agent run` needs.
 
-    `state`, below `directory` unless it is absolute, is where everything goes that the agent will write. With a config
+    `state`, below `home` unless it is absolute, is where everything goes that the agent will write. With a config
     of this fleet that is there already, the device gets another certificate, and the config stays as it is: so it comes
     back whose certificate has ended. Raises EnrolError, TokenError, TopicError, KeyTextError, CertificateError,
     ConfigError or OSError, one line.
     """
     token = token_text.decode(text)
-    path = directory / CONFIG_FILE
+    path = home / CONFIG_FILE
     device_id = device_id or token.device_id or ""
     if path.exists():
         device_id = _comes_back(config.load(path), token)
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    key_file = directory / TLS_KEY_FILE
-    seed, tls_key = _signing_key(directory / KEY_FILE), _tls_key(key_file)
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    key_file = home / TLS_KEY_FILE
+    seed, tls_key = _signing_key(home / KEY_FILE), _tls_key(key_file)
     name = topics.check_name("device", device_id or _name_of(seed))
     authority = tuple(map(certificates.parse, token.authority))
-    flash.write_file(directory / CA_FILE, certificates.pem(authority))
+    flash.write_file(home / CA_FILE, certificates.pem(authority))
     request = certificates.request(key_file, name)
     claim = Claim(name, keys.public_text(seed), keys.signer(seed)(proof_of(request)), request)
-    with _opened(token, directory) as door:
+    with _opened(token, home) as door:
         sealed = envelope.seal(claim, door.asks, keys.signer(token_text.signing_seed(token.secret)))
         got = _ask(door, sealed, within_s)
     certificates.check_issued(got, name, tls_key, authority[0])
-    flash.write_file(directory / CERT_FILE, certificates.pem([got, *authority[:-1]]))
+    flash.write_file(home / CERT_FILE, certificates.pem([got, *authority[:-1]]))
     if not path.exists():
         given = {"id": name, "fleet": token.fleet, "coordinator_key": token.coordinator_key, "url": token.url}
-        state_text = json.dumps(str(state), ensure_ascii=False)[1:-1]  # TOML quotes as JSON does
-        names = {"key": KEY_FILE, "state": state_text, "tls": TLS_LINES}
+        quoted = json.dumps(str(state), ensure_ascii=False)  # TOML does it alike
+        names = {"key": KEY_FILE, "state": quoted[1:-1], "tls": TLS_LINES}
         flash.write_file(path, config.SAMPLE.format(**given, **names).encode())
     return Enrolled(name, token.fleet, path, got.ends_unix_s)
 
@@ -145,14 +144,8 @@ def _opened(token: token_text.Token, directory: Path) -> Iterator[Door]:
         cert, key = Path(scratch, "cert"), Path(scratch, "key")
         flash.write_file(cert, certificates.pem([certificates.parse(token.certificate)]))
         flash.write_file(key, certificates.key_of(token.secret))
-        yield Door(
-            token.url,
-            topics.CLAIM,
-            (directory / CA_FILE, cert, key),
-            topics.claim(token.fleet, token_id),
-            topics.claim_answer(token.fleet, token_id),
-            token.coordinator_key,
-        )
+        files, answers = (directory / CA_FILE, cert, key), topics.claim_answer(token.fleet, token_id)
+        yield Door(token.url, topics.CLAIM, files, topics.claim(token.fleet, token_id), answers, token.coordinator_key)
 
 
 def _ask(door: Door, sealed: bytes, within_s: float) -> Issued:
