@@ -24,7 +24,7 @@ demo: $(VENV)/warm ## a fleet of ten real agents learns over MQTT; ARGS="--devic
 
 test: $(VENV)/dev $(VENV)/warm ## every test
 	$(BIN)/pytest -n 2 -m "not real" tests $(ARGS)
-	$(BIN)/pytest -m real tests $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile -m real tests $(ARGS)  # they wait more than they work
 
 test-py313: ## the same tests on Python 3.13, in .venv-3.13: LiteRT and numpy 2, as on Debian 13
 	@if [ -z "$(PYTHON_313)" ]; then echo "skipped: no Python 3.13 here (PYTHON_313=/path/to/it says where one is)"; \

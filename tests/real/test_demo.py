@@ -55,7 +55,7 @@ def test_three_kills_lose_nothing_and_count_nothing_twice(tmp_path: Path) -> Non
     assert found == json.loads((tmp_path / "report" / "summary.json").read_text())
     assert [kill["what"] for kill in found["killed"]] == ["agent", "coordinator", "MQTT server"]
     assert found["rounds"] >= 8
-    assert found["updates_finished"] >= 20
+    assert found["updates_finished"] >= 2 * found["rounds"]  # who is slow comes late to a round
     assert found["updates_counted"] == found["updates_finished"] - found["updates_refused"]
     assert (found["updates_lost"], found["updates_double_counted"], found["updates_unknown"]) == (0, 0, 0)
     assert (found["versions_proved"], found["versions_wrong"]) == (found["rounds"], 0)
