@@ -64,7 +64,7 @@ def install(made: Path, python: str, tree: Path) -> Installed:
         note = f"no Python {python} here: wheels chosen for it, bytecode of {HERE}"
         chosen = ["--python-version", python, "--only-binary=:all:", "--target", str(tree)]
         _pip([sys.executable], "install", *chosen, str(made), *requirements(python))
-    note = _add_kernels(tree, note)
+    _add_kernels(tree)
     files = [path for path in tree.rglob("*") if path.is_file()]
     return Installed(
         tree,
@@ -94,13 +94,13 @@ def kernels() -> Path:
     return builds.build(target)
 
 
-def _add_kernels(tree: Path, note: str) -> str:
-    folder = tree / "engine/kernels/native"
-    if any(folder.glob("*.so")):  # the wheel has them
-        return note
+def _add_kernels(tree: Path) -> None:
+    """Those of this machine and no other's, which builds for other machines may have left in the wheel."""
+    folder, wanted = tree / "engine/kernels/native", kernels()
     folder.mkdir(exist_ok=True)
-    shutil.copy(kernels(), folder)
-    return note
+    for other in folder.glob("*.so"):
+        other.unlink()
+    shutil.copy(wanted, folder)
 
 
 @contextlib.contextmanager

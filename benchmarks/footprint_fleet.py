@@ -83,6 +83,7 @@ class Farm:
         serve = [*command_of("broker"), "serve", "--config", str(self.site.broker_config)]
         self.coordinator = Program("coordinator", serve, self.site.log("coordinator"))
         self.agents: dict[str, Program] = {}
+        self._failures = 0  # of trainings, when an agent was started last
         self.watch = follow(self.coordinator.log, {name: self.site.log(name) for name in self.site.devices})
 
     def __enter__(self) -> Self:
@@ -129,7 +130,7 @@ class Farm:
             config.write_text(f"{text}\n{more}", "utf-8")
         command = [*before, *self._environment(), str(PYTHON), "-c", AGENT, "run", "--config", str(config)]
         agent = self.agents[device] = Program(device, command, self.site.log(device))
-        births = self.watch.births[device]
+        births, self._failures = self.watch.births[device], len(self.watch.failures)
         agent.start()
         self.wait(lambda: self.watch.births[device] > births, f"the coordinator never heard of {device}")
         return agent
@@ -139,13 +140,15 @@ class Farm:
         command = [*self._environment(), str(PYTHON), "-c", AGENT, *words]
         return _say([*command, "--config", str(self.site.agent_config(device))])
 
-    def rounds(
-        self, count: int, timeout_s: float = PATIENCE_S, failed: Callable[[], bool] = lambda: False
-    ) -> list[VersionRow]:
+    def rounds(self, count: int, timeout_s: float = PATIENCE_S) -> list[VersionRow]:
         """Ask for rounds and wait until all have closed; the versions that they made.
 
-        Raises FleetError, at once where something has `failed`.
+        Raises FleetError, at once where a training has failed since the last start of an agent.
         """
+
+        def failed() -> bool:
+            return len(self.watch.failures) > self._failures
+
         with Store(self.site.store) as store:
             known = len(store.versions())
             ask_for_rounds(load(self.site.broker_config), store, count=count, updates_enough=len(self.agents))

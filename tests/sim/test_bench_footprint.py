@@ -60,6 +60,18 @@ def test_requirements_are_those_of_the_python_asked_for_and_not_of_this_one() ->
     assert "paho-mqtt" in new
 
 
+def test_what_is_installed_has_the_kernels_of_this_machine_and_no_others(tmp_path, monkeypatch) -> None:
+    mine, native = tmp_path / "x86-64-v4-0.so", tmp_path / "tree/engine/kernels/native"
+    mine.write_text("mine")
+    monkeypatch.setattr(footprint_disk, "kernels", lambda: mine)
+    for left_over in ([], ["aarch64-0.so"]):
+        native.mkdir(parents=True, exist_ok=True)
+        for name in left_over:
+            (native / name).touch()
+        footprint_disk._add_kernels(tmp_path / "tree")
+        assert [file.name for file in native.iterdir()] == [mine.name]
+
+
 def test_the_models_have_the_parameters_that_their_rows_name() -> None:
     models = (footprint_rounds.small(), footprint_rounds.large(), footprint_rounds.convolution())
     sizes = [frame_of(model.file, model.train).suffix.num_params for model in models]
