@@ -322,7 +322,7 @@ def show_model(path: Path, as_json: bool) -> None:
 
     kept = slots.load(Directory(_load(path).device.state))
     if kept is None:
-        raise click.ClickException("no model is in use here yet: it comes with the first round")
+        raise click.ClickException(slots.NONE_YET)
     shown = slots.shown(kept)
     _tell(shown.as_tree(), slots.as_lines(shown), as_json)
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edge_agent.disk import Disk
     from edge_agent.flash import Model
 
+NONE_YET: Final = "no model is in use here yet: it comes with the first round, or where a [source] is watched, before"
 _NAME: Final = "in_use"
 
 
@@ -67,7 +68,7 @@ def back(disk: Disk) -> Slots:
     """Let the version before predict again, as the owner wants it. Raises SlotError where there is none."""
     slots = load(disk)
     if slots is None:
-        raise SlotError("no model is in use here yet: it comes with the first round")
+        raise SlotError(NONE_YET)
     if slots.before is None:
         raise SlotError(f"version {slots.now.version} is in use, and none before it is kept here")
     return _save(disk, probation.went_back(slots, slots.before))
