@@ -114,7 +114,7 @@ nightly: $(VENV)/dev $(VENV)/warm ## what takes longer than a test may
 	$(BIN)/python -m tests.targets.arm
 	$(BIN)/python -m tests.targets.vm
 	$(BIN)/python -m tests.real.gale --seconds 300
-	$(BIN)/python -m tests.real.soak --minutes 20 --out .cache/soak.png
+	$(BIN)/python -m tests.real.soak --minutes 24 --out .cache/soak.png
 	$(MAKE) test-py313
 
 clean: ## forget the environment and every cache in this folder

@@ -1657,6 +1657,30 @@ MUTANTS = (
         "",
         "the owner's topics reach the machine",
     ),
+    Mutant(
+        "firmware_sim/processes.py",
+        "        signal.setitimer(signal.ITIMER_REAL, AGAIN_S)\n",
+        "",
+        "an interruption that Python swallowed is forgotten",
+    ),
+    Mutant(
+        "firmware_sim/processes.py",
+        " if signal.getsignal(number) is not signal.SIG_IGN]",
+        "]",
+        "what a background job ignores ends it",
+    ),
+    Mutant(
+        "deploy/raspi/package.py",
+        '        mv "$at"/before/edge-agent* "$DPKG_ROOT/lib/systemd/system"\n',
+        "",
+        "the program before a bad upgrade comes back with the bad one's unit",
+    ),
+    Mutant(
+        "deploy/raspi/package.py",
+        '        rm -rf "$at/lib" "$at/bin"\n',
+        "",
+        "a bad upgrade stays beside the program before it",
+    ),
 )
 
 
@@ -1693,6 +1717,8 @@ def copy_tree(source: Path, root: Path) -> None:
 def _tests_for(mutant: Mutant) -> tuple[str, ...]:
     if mutant.why.startswith("the owner's envelope"):
         return ENVELOPE_TESTS
+    if mutant.file.startswith(("firmware_sim/processes.py", "deploy/")):
+        return ("tests/sim/test_processes.py", "tests/test_deploy.py")
     if mutant.file == "edge_agent/first_model.py":
         return ("tests/edge_agent/test_first_model.py",)
     if mutant.file.startswith("edge_agent/sources/") or mutant.file in SEEING or mutant.why in SEEN:
