@@ -1671,7 +1671,7 @@ MUTANTS = (
     ),
     Mutant(
         "deploy/raspi/package.py",
-        '        mv "$at"/before/edge-agent* "$DPKG_ROOT/lib/systemd/system"\n',
+        '        cp -a "$at"/before/edge-agent* "$DPKG_ROOT/lib/systemd/system"\n',
         "",
         "the program before a bad upgrade comes back with the bad one's unit",
     ),

@@ -71,9 +71,9 @@ if [ -d "$DPKG_ROOT/run/systemd/system" ]; then
             exit 1
         fi
         rm -rf "$at/lib" "$at/bin"
-        mv "$at/before/lib" "$at/before/bin" "$at"
-        mv "$at"/before/edge-agent* "$DPKG_ROOT/lib/systemd/system"
-        rmdir "$at/before"
+        cp -al "$at/before/lib" "$at/before/bin" "$at"
+        cp -a "$at"/before/edge-agent* "$DPKG_ROOT/lib/systemd/system"
+        rm -rf "$at/before" # last: until now all of this can be done once more
         systemctl daemon-reload
         systemctl restart edge-agent.service || true
         echo "hedgerow-agent: {version} does not start (journalctl -u edge-agent); the program before it is back." >&2

@@ -6,8 +6,8 @@
    stands in `broker fleet list`, learns, and predicts. Only the token is put in. What the page fetches by scp lies in
    the home of `pi` when the machine is switched on, and the package's dependencies are installed already.
 2. The unit: few rights, and a hanging agent is started anew.
-3. Power cuts, at moments drawn from a seed that is printed: a quarter while it boots, a half within one and a half
-   rounds after the agent is ready, a quarter when an update is finished and nobody has taken it yet. What it said to be
+3. Power cuts, at moments drawn from a seed that is printed: a quarter while it boots, a half within three rounds after
+   the agent is ready, a quarter when an update is finished and nobody has taken it yet. What it said to be
    finished must be counted, once.
 4. Another card boots with deploy/raspi/user-data and nobody at its console, while the fleet is away.
 5. The first card in an emulated Raspberry Pi 3 B: no link, a thermometer; then with a read-only root file system.
