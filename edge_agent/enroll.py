@@ -137,14 +137,14 @@ def _comes_back(settings: config.Config, token: token_text.Token) -> str:
 
 
 @contextlib.contextmanager
-def _opened(token: token_text.Token, directory: Path) -> Iterator[Door]:
+def _opened(token: token_text.Token, home: Path) -> Iterator[Door]:
     """The door for one that has only a token; its key is in a file for as long as it is needed."""
     token_id = token_text.token_id(keys.public_text(token_text.signing_seed(token.secret)))
-    with tempfile.TemporaryDirectory(prefix=".claim-", dir=directory) as scratch:
+    with tempfile.TemporaryDirectory(prefix=".claim-", dir=home) as scratch:
         cert, key = Path(scratch, "cert"), Path(scratch, "key")
         flash.write_file(cert, certificates.pem([certificates.parse(token.certificate)]))
         flash.write_file(key, certificates.key_of(token.secret))
-        files, answers = (directory / CA_FILE, cert, key), topics.claim_answer(token.fleet, token_id)
+        files, answers = (home / CA_FILE, cert, key), topics.claim_answer(token.fleet, token_id)
         yield Door(token.url, topics.CLAIM, files, topics.claim(token.fleet, token_id), answers, token.coordinator_key)
 
 

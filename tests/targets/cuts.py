@@ -46,9 +46,8 @@ def cut(machine: Machine, farm: Farm, cuts: int, seed: int, round_s: float) -> N
                 machine.wait_for("handled", ROUND_S, effect="StartTraining")
                 farm.serve().process.send_signal(signal.SIGSTOP)
                 machine.wait_for("outbox", ROUND_S)
-            time.sleep(
-                chance.uniform(0.0, UNHEARD_S if moment == "finished" else 3 * round_s)
-            )  # the first after a boot is a long one
+            # the first round after a boot is a long one
+            time.sleep(chance.uniform(0.0, UNHEARD_S if moment == "finished" else 3 * round_s))
         machine.cut()
         farm.serve().process.send_signal(signal.SIGCONT)
         after_s = time.monotonic() - began_s

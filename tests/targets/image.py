@@ -6,7 +6,7 @@
 All of it lies in .cache/machine. It is Debian as it comes, and what differs is said here: `pi` is logged in at the
 serial console, and may sudo without a password, as on a card from Raspberry Pi Imager; the log is kept in memory, and
 copied to a second console, so that the host has it after a power cut; what the agent's package depends on is there
-already, since the machine reaches no Debian mirror; cloud-init looks for its orders where Raspberry Pi OS's does, and
+already, since it need reach no Debian mirror; cloud-init looks for its orders where Raspberry Pi OS's does, and
 is switched off until a card has some. The initial file system is a small one of our own, because Debian's takes ten
 minutes to make under emulation.
 """

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from firmware_sim.processes import Program
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.targets.image import Image
@@ -115,26 +116,29 @@ class Machine:
 
     def wait_for(self, event: str, within_s: float = BOOT_S, count: int = 1, effect: str = "") -> Line:
         """The `count`th line of this event, of those that had this effect; raises MachineError if it does not come."""
-        assert self._emulator is not None, "it was never on"
-        until = time.monotonic() + within_s
-        while time.monotonic() < until:
-            found = [line for line in self.lines() if line.event == event and effect in line.fields.get("effects", "")]
-            if len(found) >= count:
-                return found[count - 1]
-            if not self._emulator.is_running:
-                raise MachineError(f"the emulator has ended: {self._emulator.tail()}")
-            time.sleep(0.2)
-        raise MachineError(
-            f"no event={event} within {within_s:.0f} s: {self._log.read_text('utf-8', 'replace')[-3000:]}"
-        )
+
+        def found() -> list[Line]:
+            return [line for line in self.lines() if line.event == event and effect in line.fields.get("effects", "")]
+
+        self._wait(lambda: len(found()) >= count, f"event={event}", within_s)
+        return found()[count - 1]
 
     def wait_for_words(self, words: str, within_s: float) -> None:
         """Wait until they stand in the log, which is the whole journal; raises MachineError if they do not come."""
+        self._wait(lambda: words in self._text(), repr(words), within_s)
+
+    def _wait(self, is_there: Callable[[], bool], what: str, within_s: float) -> None:
+        assert self._emulator is not None, "it was never on"
         until = time.monotonic() + within_s
-        while words not in self._log.read_text("utf-8", "replace"):
+        while not is_there():
+            if not self._emulator.is_running:
+                raise MachineError(f"the emulator has ended: {self._emulator.tail()}")
             if time.monotonic() > until:
-                raise MachineError(f"{words!r} is not in the log within {within_s:.0f} s: {self._log}")
-            time.sleep(0.5)
+                raise MachineError(f"no {what} within {within_s:.0f} s: {self._text()[-3000:]}")
+            time.sleep(0.2)
+
+    def _text(self) -> str:
+        return self._log.read_text("utf-8", "replace")
 
     # Its console
 

@@ -35,7 +35,7 @@ from broker import mqtt_server
 from firmware_sim import data
 from tests.real.farm import Farm
 from tests.real.test_broker_process import broker
-from tests.targets import aarch64, arm, cuts, image, road
+from tests.targets import aarch64, arm, builds, cuts, image, road
 from tests.targets.machine import BOOT_S, HOST, Machine
 
 if TYPE_CHECKING:
@@ -212,8 +212,7 @@ class Story:
 
     def _enrol_unattended(self) -> str:
         """Only the token is put in. Its first claim is not answered."""
-        self._farm.serve()
-        orders = (image.builds.ROOT / "deploy/raspi/user-data").read_text("utf-8")
+        orders = (builds.ROOT / "deploy/raspi/user-data").read_text("utf-8")
         assert orders.count("PASTE-THE-TOKEN-HERE") == 1
         token, orders_file = self._farm.token("--device", SECOND), self._directory / "user-data"
         orders_file.write_text(orders.replace("PASTE-THE-TOKEN-HERE", token), "utf-8")
